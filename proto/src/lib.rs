@@ -13,6 +13,7 @@ pub mod eth;
 pub mod frame;
 mod ids;
 mod signed;
+mod ticket;
 mod units;
 pub mod wire;
 
@@ -20,6 +21,7 @@ pub use eth::{ChannelId, ChannelKey, Domain, EthAddress, Voucher, WalletKey, Wal
 pub use ids::{FlowId, IdError, LeaseId, ServiceName};
 pub use libp2p_identity::{Keypair, PeerId, PublicKey};
 pub use signed::{SignatureError, Topic, sign, verify};
+pub use ticket::{Invite, InviteError, RelayAddr, Ticket, TicketError};
 pub use units::{
     Amount, BYTES_PER_PRICE_UNIT, Price, STATEMENT_STREAMS_MAX, WINDOW_MAX, WINDOW_MIN, amount_due,
     window_bytes,

@@ -17,6 +17,12 @@ pub struct Knock {
     pub candidates: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
     #[prost(fixed64, tag = "6")]
     pub incarnation: u64,
+    /// random; names the session in probes
+    #[prost(fixed64, tag = "7")]
+    pub session: u64,
+    /// a new flow for a session that stands
+    #[prost(bool, tag = "8")]
+    pub resume: bool,
 }
 /// Payload of the second Noise IK message, provider to tenant.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -42,7 +48,7 @@ pub struct Ticket {
     pub noise_key: ::prost::bytes::Bytes,
     #[prost(message, repeated, tag = "4")]
     pub relays: ::prost::alloc::vec::Vec<RelayHint>,
-    /// 16 random bytes
+    /// see `Invite`
     #[prost(bytes = "bytes", tag = "5")]
     pub invite: ::prost::bytes::Bytes,
     /// 0: never

@@ -1,0 +1,458 @@
+//! The agent of one session: proves paths, watches the one in use, chooses.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::{CANDIDATES_MAX, Path, Rank, usable};
+
+/// Waits between the first pings to an unproven path; the last one is repeated.
+const FIRST_PINGS_MS: [u64; 6] = [0, 20, 50, 100, 200, 400];
+/// An address that does not answer this many pings is left alone ..
+const PINGS_MAX: u32 = 14;
+/// .. for this long.
+const RETRY_AFTER: Duration = Duration::from_secs(4);
+/// A proven path is echoed this often: below the 30 s after which many NATs forget a mapping.
+const KEEP_WARM: Duration = Duration::from_secs(15);
+/// A path is not left for silence shorter than this.
+const SILENCE_MIN: Duration = Duration::from_millis(250);
+/// A suspect path and its rivals are pinged again after this at the earliest.
+const SUSPECT_PING: Duration = Duration::from_millis(40);
+/// How long a direct path that died stays out, the first time ..
+const HOLD_DOWN: Duration = Duration::from_secs(2);
+/// .. and when it died again within this.
+const FLAP_SPAN: Duration = Duration::from_secs(30);
+/// Unanswered pings remembered for a path.
+const OUTSTANDING_MAX: usize = 8;
+
+/// What agents say to one another, sealed by the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Probe {
+    /// Asks for an echo.
+    Ping {
+        /// To be repeated in the answer.
+        token: u64,
+    },
+    /// The echo.
+    Pong {
+        /// Of the ping.
+        token: u64,
+    },
+    /// The sender now sends on the path that this arrives on.
+    Use {
+        /// Counts the switches of both sides; a higher one wins.
+        epoch: u64,
+    },
+}
+
+/// Why another path was chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The session's first path.
+    First,
+    /// It ranks before the old one.
+    Better,
+    /// The old one was silent although something was outstanding.
+    Silent,
+    /// The old one is gone: its relay or its permission.
+    Withdrawn,
+    /// The other side switched.
+    Followed,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::First => "first path",
+            Self::Better => "a better path was proven",
+            Self::Silent => "the old path fell silent",
+            Self::Withdrawn => "the old path was withdrawn",
+            Self::Followed => "the other side switched",
+        })
+    }
+}
+
+/// What the caller must act on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// Packets go here from now on.
+    Selected {
+        /// The path.
+        path: Path,
+        /// Why.
+        reason: Reason,
+        /// Whether the old path is thought dead, so that its flight is lost.
+        old_dead: bool,
+    },
+    /// QUIC from this address belongs to the session.
+    Proven(SocketAddr),
+    /// It no longer does.
+    Forgotten(SocketAddr),
+}
+
+/// What the data socket saw on the path in use, sampled by the caller.
+#[derive(Debug, Clone, Copy)]
+pub struct Activity {
+    /// When the first packet was sent that nothing has arrived after.
+    pub unanswered_since: Option<Instant>,
+    /// QUIC's probe timeout (RFC 9002, section 6.2).
+    pub pto: Duration,
+}
+
+#[derive(Debug, Clone)]
+struct State {
+    proven: bool,
+    rtt: Duration,
+    heard: Option<Instant>,
+    pings: u32,
+    next_ping: Option<Instant>,
+    outstanding: VecDeque<(u64, Instant)>,
+    died: Option<Instant>,
+    held_until: Option<Instant>,
+}
+
+impl State {
+    fn new(now: Instant) -> Self {
+        Self {
+            proven: false,
+            rtt: Duration::from_secs(1),
+            heard: None,
+            pings: 0,
+            next_ping: Some(now),
+            outstanding: VecDeque::new(),
+            died: None,
+            held_until: None,
+        }
+    }
+}
+
+/// Knows and chooses the paths of one session. See the crate's page for how to drive it.
+#[derive(Debug)]
+pub struct Agent {
+    controlling: bool,
+    token: u64,
+    epoch: u64,
+    direct_allowed: bool,
+    paths: BTreeMap<Path, State>,
+    selected: Option<Path>,
+    suspect: Option<Instant>,
+    transmits: VecDeque<(Path, Probe)>,
+    events: VecDeque<Event>,
+}
+
+impl Agent {
+    /// An agent without paths. `controlling` is true on exactly one side; `seed` makes its tokens
+    /// unguessable.
+    #[must_use]
+    pub fn new(controlling: bool, seed: u64) -> Self {
+        Self {
+            controlling,
+            token: seed,
+            epoch: 0,
+            direct_allowed: false,
+            paths: BTreeMap::new(),
+            selected: None,
+            suspect: None,
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// The path in use.
+    #[must_use]
+    pub const fn selected(&self) -> Option<Path> {
+        self.selected
+    }
+
+    /// Round-trip time of a path, as its echoes measured it.
+    #[must_use]
+    pub fn rtt(&self, path: Path) -> Option<Duration> {
+        self.paths.get(&path).filter(|s| s.proven).map(|s| s.rtt)
+    }
+
+    /// A relay now carries the session. The first one is used at once, unproven, since the
+    /// session begins on it.
+    pub fn add_relay(&mut self, relay: u32, now: Instant) {
+        let path = Path::Relay(relay);
+        self.paths.insert(path, State::new(now));
+        if self.selected.is_none() {
+            self.select(path, Reason::First, true);
+        }
+        self.handle_timeout(now);
+    }
+
+    /// A relay no longer carries the session.
+    pub fn remove_relay(&mut self, relay: u32, now: Instant) {
+        self.remove(Path::Relay(relay), now);
+    }
+
+    /// Addresses at which the other node says it may be reached. Unusable ones and those beyond
+    /// [`CANDIDATES_MAX`] are ignored.
+    pub fn add_candidates(&mut self, addrs: &[SocketAddr], now: Instant) {
+        for addr in addrs.iter().filter(|a| usable(a)) {
+            let direct = self.paths.keys().filter(|p| matches!(p, Path::Direct(_))).count();
+            if direct < CANDIDATES_MAX {
+                self.paths.entry(Path::Direct(*addr)).or_insert_with(|| State::new(now));
+            }
+        }
+        self.handle_timeout(now);
+    }
+
+    /// Allows or forbids direct paths. Forbidding one in use moves the session to a relay.
+    pub fn set_direct_allowed(&mut self, allowed: bool, now: Instant) {
+        self.direct_allowed = allowed;
+        if let Some(Path::Direct(_)) = self.selected
+            && !allowed
+            && let Some(relay) = self.best(now, |p| matches!(p, Path::Relay(_)))
+        {
+            self.switch(relay, Reason::Withdrawn, false);
+        }
+        self.handle_timeout(now);
+    }
+
+    /// A probe arrived and its seal was right. Hearing it on an unknown address makes that
+    /// address a candidate (peer-reflexive, RFC 8445).
+    pub fn handle_probe(&mut self, from: Path, probe: Probe, now: Instant) {
+        if !self.paths.contains_key(&from) {
+            let Path::Direct(addr) = from else { return };
+            self.add_candidates(&[addr], now);
+        }
+        let Some(state) = self.paths.get_mut(&from) else { return };
+        state.heard = Some(now);
+        match probe {
+            Probe::Ping { token } => {
+                if self.direct_allowed || matches!(from, Path::Relay(_)) {
+                    self.transmits.push_back((from, Probe::Pong { token }));
+                    // What pings us can be reached: do not wait for our own schedule.
+                    if !state.proven && state.pings >= PINGS_MAX {
+                        state.pings = 0;
+                        state.next_ping = Some(now);
+                    }
+                }
+                if let Path::Direct(addr) = from {
+                    self.events.push_back(Event::Proven(addr));
+                }
+            }
+            Probe::Pong { token } => self.handle_pong(from, token, now),
+            Probe::Use { epoch } => self.handle_use(from, epoch),
+        }
+        if self.selected == Some(from) {
+            self.suspect = None;
+        }
+        self.handle_timeout(now);
+    }
+
+    fn handle_pong(&mut self, from: Path, token: u64, now: Instant) {
+        let Some(state) = self.paths.get_mut(&from) else { return };
+        let Some(at) = state.outstanding.iter().position(|(t, _)| *t == token) else { return };
+        let (_, sent) = state.outstanding[at];
+        state.outstanding.drain(..=at);
+        let sample = now.saturating_duration_since(sent);
+        state.rtt = if state.proven { (state.rtt * 7 + sample) / 8 } else { sample };
+        if !state.proven {
+            state.proven = true;
+            if let Path::Direct(addr) = from {
+                self.events.push_back(Event::Proven(addr));
+            }
+        }
+        state.pings = 0;
+        state.next_ping = Some(now + KEEP_WARM);
+    }
+
+    fn handle_use(&mut self, from: Path, epoch: u64) {
+        let wins = epoch > self.epoch || (epoch == self.epoch && !self.controlling);
+        if wins && (self.direct_allowed || matches!(from, Path::Relay(_))) {
+            self.epoch = epoch;
+            if self.selected != Some(from) {
+                self.select(from, Reason::Followed, false);
+            }
+        }
+    }
+
+    /// What the socket saw on the path in use; call it every few tens of milliseconds while
+    /// packets go out, and drain afterwards.
+    pub fn handle_activity(&mut self, activity: Activity, now: Instant) {
+        let Some(selected) = self.selected else { return };
+        let Some(since) = activity.unanswered_since else {
+            self.suspect = None;
+            return;
+        };
+        let silent = now.saturating_duration_since(since);
+        if silent < activity.pto * 2 {
+            return;
+        }
+        let began = *self.suspect.get_or_insert(now);
+        self.ping_all_suspects(now);
+        let patience = (activity.pto * 2).max(SILENCE_MIN);
+        let Some(rival) = self.best(now, |p| p != selected) else { return };
+        let echoed = self.paths[&rival].heard.is_some_and(|heard| heard >= began);
+        if silent >= patience && echoed {
+            self.mark_dead(selected, now);
+            self.switch(rival, Reason::Silent, true);
+        }
+        self.handle_timeout(now);
+    }
+
+    fn ping_all_suspects(&mut self, now: Instant) {
+        let due: Vec<Path> = self
+            .paths
+            .iter()
+            .filter(|(path, s)| {
+                (s.proven || Some(**path) == self.selected)
+                    && s.outstanding.back().is_none_or(|(_, at)| *at + SUSPECT_PING <= now)
+            })
+            .map(|(path, _)| *path)
+            .collect();
+        for path in due {
+            self.ping(path, now);
+        }
+    }
+
+    fn mark_dead(&mut self, path: Path, now: Instant) {
+        let Some(state) = self.paths.get_mut(&path) else { return };
+        let again = state.died.is_some_and(|at| now.saturating_duration_since(at) < FLAP_SPAN);
+        state.held_until = Some(now + if again { FLAP_SPAN } else { HOLD_DOWN });
+        state.died = Some(now);
+        state.proven = false;
+        state.pings = 0;
+        state.next_ping = Some(now + SUSPECT_PING);
+    }
+
+    fn remove(&mut self, path: Path, now: Instant) {
+        self.paths.remove(&path);
+        if self.selected == Some(path) {
+            self.selected = None;
+            self.suspect = None;
+            if let Some(next) = self.best(now, |_| true) {
+                self.switch(next, Reason::Withdrawn, true);
+            }
+        }
+    }
+
+    /// Sends due pings and takes a better path if there is one.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        for state in self.paths.values_mut() {
+            state.held_until = state.held_until.filter(|until| *until > now);
+        }
+        let due: Vec<Path> = self
+            .paths
+            .iter()
+            .filter(|(path, s)| self.may_probe(**path) && s.next_ping.is_some_and(|at| at <= now))
+            .map(|(path, _)| *path)
+            .collect();
+        for path in due {
+            self.ping(path, now);
+        }
+        if self.controlling {
+            self.improve(now);
+        }
+    }
+
+    const fn may_probe(&self, path: Path) -> bool {
+        self.direct_allowed || matches!(path, Path::Relay(_))
+    }
+
+    fn ping(&mut self, path: Path, now: Instant) {
+        // A permutation of the seed's sequence (SplitMix64): unguessable without the seed.
+        self.token = self.token.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut token = self.token;
+        token = (token ^ (token >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        token = (token ^ (token >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        token ^= token >> 31;
+        let Some(state) = self.paths.get_mut(&path) else { return };
+        if state.outstanding.len() == OUTSTANDING_MAX {
+            state.outstanding.pop_front();
+        }
+        state.outstanding.push_back((token, now));
+        state.pings = state.pings.saturating_add(1);
+        let wait = if state.proven {
+            KEEP_WARM
+        } else if state.pings >= PINGS_MAX {
+            state.pings = 0;
+            RETRY_AFTER
+        } else {
+            let step = FIRST_PINGS_MS.get(state.pings as usize).or(FIRST_PINGS_MS.last());
+            Duration::from_millis(*step.expect("the table is not empty"))
+        };
+        state.next_ping = Some(now + wait);
+        self.transmits.push_back((path, Probe::Ping { token }));
+    }
+
+    fn improve(&mut self, now: Instant) {
+        let Some(best) = self.best(now, |_| true) else { return };
+        let Some(selected) = self.selected else {
+            self.switch(best, Reason::First, true);
+            return;
+        };
+        if best != selected && self.rank(best, now).beats(&self.rank(selected, now)) {
+            self.switch(best, Reason::Better, false);
+        }
+    }
+
+    fn rank(&self, path: Path, now: Instant) -> Rank {
+        let state = self.paths.get(&path);
+        let held = state.and_then(|s| s.held_until).is_some_and(|until| until > now);
+        Rank {
+            dead: !state.is_some_and(|s| s.proven) || held,
+            kind: path.kind(),
+            rtt: state.map_or(Duration::MAX, |s| s.rtt),
+        }
+    }
+
+    fn best(&self, now: Instant, eligible: impl Fn(Path) -> bool) -> Option<Path> {
+        self.paths
+            .keys()
+            .copied()
+            .filter(|p| self.may_probe(*p) && eligible(*p))
+            .map(|p| (self.rank(p, now), p))
+            .filter(|(rank, _)| !rank.dead)
+            .min()
+            .map(|(_, p)| p)
+    }
+
+    fn switch(&mut self, path: Path, reason: Reason, old_dead: bool) {
+        self.epoch += 1;
+        self.select(path, reason, old_dead);
+        // Said three times: one loss must not leave the other side behind.
+        for _ in 0..3 {
+            self.transmits.push_back((path, Probe::Use { epoch: self.epoch }));
+        }
+    }
+
+    fn select(&mut self, path: Path, reason: Reason, old_dead: bool) {
+        self.selected = Some(path);
+        self.suspect = None;
+        self.events.push_back(Event::Selected { path, reason, old_dead });
+    }
+
+    /// The next probe to seal and send.
+    pub fn poll_transmit(&mut self) -> Option<(Path, Probe)> {
+        self.transmits.pop_front()
+    }
+
+    /// The next thing to act on.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`Agent::handle_timeout`] is next due, and why.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        let ping = self
+            .paths
+            .iter()
+            .filter(|(p, _)| self.may_probe(**p))
+            .filter_map(|(_, s)| s.next_ping)
+            .min()
+            .map(|at| (at, "ping"));
+        let hold = self
+            .paths
+            .values()
+            .filter(|s| s.proven)
+            .filter_map(|s| s.held_until)
+            .min()
+            .map(|at| (at, "hold-down over"));
+        [ping, hold].into_iter().flatten().min()
+    }
+}

@@ -1,0 +1,97 @@
+//! Paths and their order.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// One way between two nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Path {
+    /// Through a relay, by the number that the caller gave it.
+    Relay(u32),
+    /// To this address of the other node, from the one data socket.
+    Direct(SocketAddr),
+}
+
+impl Path {
+    /// What kind of path it is.
+    #[must_use]
+    pub const fn kind(self) -> Kind {
+        match self {
+            Self::Relay(_) => Kind::Relayed,
+            Self::Direct(_) => Kind::Direct,
+        }
+    }
+}
+
+/// Direct or relayed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// From socket to socket.
+    Direct,
+    /// Through a relay.
+    Relayed,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Direct => "direct",
+            Self::Relayed => "relayed",
+        })
+    }
+}
+
+/// A new path of the same kind must be faster by this share of the old one's round-trip time ..
+const MARGIN_DIVISOR: u32 = 5;
+/// .. and by this much, or two equal paths would take turns.
+const MARGIN: Duration = Duration::from_millis(5);
+
+/// The order of choice: smaller is better, field by field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rank {
+    /// Not echoed, or silent.
+    pub dead: bool,
+    /// Direct before relayed.
+    pub kind: Kind,
+    /// As measured by echoes.
+    pub rtt: Duration,
+}
+
+impl Rank {
+    /// Whether leaving `current` for `self` is worth it.
+    #[must_use]
+    pub fn beats(&self, current: &Self) -> bool {
+        match (self.dead, self.kind).cmp(&(current.dead, current.kind)) {
+            std::cmp::Ordering::Less => true,
+            std::cmp::Ordering::Greater => false,
+            std::cmp::Ordering::Equal => {
+                self.rtt + MARGIN + current.rtt / MARGIN_DIVISOR < current.rtt
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rank(dead: bool, kind: Kind, ms: u64) -> Rank {
+        Rank { dead, kind, rtt: Duration::from_millis(ms) }
+    }
+
+    #[test]
+    fn alive_comes_before_direct_and_direct_before_fast() {
+        let slow_direct = rank(false, Kind::Direct, 300);
+        assert!(slow_direct.beats(&rank(false, Kind::Relayed, 10)));
+        assert!(rank(false, Kind::Relayed, 900).beats(&rank(true, Kind::Direct, 1)));
+        assert!(!rank(true, Kind::Direct, 1).beats(&slow_direct));
+    }
+
+    #[test]
+    fn equal_kinds_change_only_beyond_the_margin() {
+        let current = rank(false, Kind::Relayed, 100);
+        assert!(!rank(false, Kind::Relayed, 80).beats(&current));
+        assert!(rank(false, Kind::Relayed, 70).beats(&current));
+    }
+}
