@@ -213,7 +213,7 @@ impl ReplayWindow {
             let from = self.next / 64;
             let to = counter / 64;
             // Words between the old head and the new one belong to counters 8,192 ago.
-            let first = if self.next % 64 == 0 { from } else { from + 1 };
+            let first = if self.next.is_multiple_of(64) { from } else { from + 1 };
             if to >= first {
                 let fresh = (to - first + 1).min(WORDS as u64);
                 for word in (to + 1 - fresh)..=to {

@@ -124,8 +124,7 @@ impl Ticket {
     }
 
     fn from_wire(wire: &rendezvous::Ticket) -> Result<Self, TicketError> {
-        let relays: Vec<_> =
-            wire.relays.iter().take(RELAYS_MAX).filter_map(decode_relay).collect();
+        let relays: Vec<_> = wire.relays.iter().take(RELAYS_MAX).filter_map(decode_relay).collect();
         if relays.is_empty() {
             return Err(TicketError::NoRelay);
         }

@@ -230,7 +230,9 @@ impl Agent {
                         state.next_ping = Some(now);
                     }
                 }
-                if let Path::Direct(addr) = from {
+                if let Path::Direct(addr) = from
+                    && self.direct_allowed
+                {
                     self.events.push_back(Event::Proven(addr));
                 }
             }

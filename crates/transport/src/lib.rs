@@ -1,1 +1,58 @@
-//! Being written.
+//! The data socket of a node, and sessions that outlive the paths under them.
+//!
+//! A [`Node`] has one UDP socket. quinn runs on it through our `AsyncUdpSocket`, which tells QUIC
+//! packets and Sluice frames apart by their first byte:
+//!
+//! ```text
+//!            quinn::Endpoint  (sessions, and control connections to relays)
+//!                   |  ^
+//!  fake address of a session, or a relay's real one
+//!                   v  |
+//!      +------------------------------+
+//!      | DataSocket                   |   per session: route + batch (up to 40 segments)
+//!      |  out: route, header, batch   |   relayed: 19-byte header and tag in front
+//!      |  in: sort, check, strip      |   direct: the bare QUIC packet
+//!      +------------------------------+
+//!                   |  ^
+//!                  UDP socket
+//! ```
+//!
+//! To quinn a session's peer has a made-up address that never changes, so a change of path is
+//! invisible to it; only the congestion controller is told (a path epoch). Which route a session
+//! takes is decided by `sluice_path::Agent`; a task per session drives it.
+//!
+//! [`RelayLink`] holds the control connection to one relay and makes it again when it breaks.
+//! A tenant's [`Node::connect`] knocks through it: a Noise IK message that only the provider can
+//! read; its keys seal the probes afterwards.
+//!
+//! Before an address is proven the socket drops QUIC from it: only relays that this node dialled,
+//! addresses that completed a sealed probe, and tagged frames of known flows are heard.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this crate is the node's clock, socket and source of randomness"
+)]
+
+mod clock;
+mod epoch;
+mod knock;
+mod leg;
+mod link;
+mod messages;
+mod node;
+mod peer;
+mod session;
+mod socket;
+mod tables;
+mod tls;
+
+pub use clock::Clock;
+pub use knock::{NoiseKeys, RendezvousError};
+pub use leg::{FlowCounts, LegCounts};
+pub use link::{LinkEvent, LinkState, RelayLink};
+pub use messages::{MessageError, MessageReader, send_message};
+pub use node::{AcceptPolicy, BindError, ConnectError, Node, NodeConfig};
+pub use session::{PathBytes, PathInfo, Session};
+pub use sluice_path::{Kind as PathKind, Reason as PathReason};
+pub use socket::SocketStats;
+pub use tls::{TlsError, client_config, export, peer_of, server_config};

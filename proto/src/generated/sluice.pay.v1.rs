@@ -49,6 +49,9 @@ pub struct VoucherAck {
     pub up: u64,
     #[prost(uint64, tag = "3")]
     pub down: u64,
+    /// Keccak-256 of the statement: two of equal counts may differ in streams
+    #[prost(bytes = "bytes", tag = "4")]
+    pub statement: ::prost::bytes::Bytes,
 }
 /// The payee's own count of what the payer cannot count exactly.
 /// Tenant's edge: `up` only. Relay's edge: both.

@@ -1,0 +1,167 @@
+//! Tells the congestion controller that the path under a connection changed.
+//!
+//! After a change, acknowledgements and losses of packets sent before it say nothing of the new
+//! path and are ignored. If the old path is dead its flight will never be acknowledged, so a fresh
+//! window is allowed on top of it; otherwise nothing would be sent until a probe timeout.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use quinn_proto::RttEstimator;
+use quinn_proto::congestion::{Controller, ControllerFactory, CubicConfig};
+
+/// Counts the paths that a connection has had; shared with its controller.
+#[derive(Debug, Default)]
+pub(crate) struct PathEpoch(Mutex<Mark>);
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Mark {
+    number: u64,
+    old_dead: bool,
+}
+
+impl PathEpoch {
+    /// A new path begins now.
+    pub(crate) fn advance(&self, old_dead: bool) {
+        let mut mark = self.0.lock();
+        mark.number += 1;
+        mark.old_dead = old_dead;
+    }
+
+    fn mark(&self) -> Mark {
+        *self.0.lock()
+    }
+}
+
+/// Makes controllers that follow one [`PathEpoch`]: Cubic inside (RFC 9438).
+#[derive(Debug)]
+pub(crate) struct EpochFactory(pub(crate) Arc<PathEpoch>);
+
+impl ControllerFactory for EpochFactory {
+    fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
+        Box::new(EpochController {
+            inner: Arc::new(CubicConfig::default()).build(now, current_mtu),
+            epoch: self.0.clone(),
+            seen: self.0.mark().number,
+            since: None,
+            mtu: current_mtu,
+            in_flight: 0,
+            stale: 0,
+        })
+    }
+}
+
+struct EpochController {
+    inner: Box<dyn Controller>,
+    epoch: Arc<PathEpoch>,
+    seen: u64,
+    /// When this epoch's first packet was sent; packets sent before it are ignored.
+    since: Option<Instant>,
+    mtu: u16,
+    in_flight: u64,
+    /// Bytes of a dead path's flight that are neither acknowledged nor declared lost.
+    stale: u64,
+}
+
+impl EpochController {
+    fn is_stale(&self, sent: Instant) -> bool {
+        self.since.is_some_and(|since| sent < since)
+    }
+
+    fn settle(&mut self, bytes: u64, stale: bool) {
+        self.in_flight = self.in_flight.saturating_sub(bytes);
+        if stale {
+            self.stale = self.stale.saturating_sub(bytes);
+        }
+    }
+}
+
+impl Controller for EpochController {
+    fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
+        let mark = self.epoch.mark();
+        if mark.number != self.seen {
+            self.seen = mark.number;
+            self.since = Some(now);
+            self.stale = if mark.old_dead { self.in_flight } else { 0 };
+            self.inner = Arc::new(CubicConfig::default()).build(now, self.mtu);
+        }
+        self.in_flight += bytes;
+        self.inner.on_sent(now, bytes, last_packet_number);
+    }
+
+    fn on_ack(
+        &mut self,
+        now: Instant,
+        sent: Instant,
+        bytes: u64,
+        app_limited: bool,
+        rtt: &RttEstimator,
+    ) {
+        let stale = self.is_stale(sent);
+        self.settle(bytes, stale);
+        if !stale {
+            self.inner.on_ack(now, sent, bytes, app_limited, rtt);
+        }
+    }
+
+    fn on_end_acks(
+        &mut self,
+        now: Instant,
+        in_flight: u64,
+        app_limited: bool,
+        largest_packet_num_acked: Option<u64>,
+    ) {
+        self.inner.on_end_acks(now, in_flight, app_limited, largest_packet_num_acked);
+    }
+
+    fn on_congestion_event(
+        &mut self,
+        now: Instant,
+        sent: Instant,
+        is_persistent_congestion: bool,
+        lost_bytes: u64,
+    ) {
+        let stale = self.is_stale(sent);
+        self.settle(lost_bytes, stale);
+        if !stale {
+            self.inner.on_congestion_event(now, sent, is_persistent_congestion, lost_bytes);
+        }
+    }
+
+    fn on_mtu_update(&mut self, new_mtu: u16) {
+        self.mtu = new_mtu;
+        self.inner.on_mtu_update(new_mtu);
+    }
+
+    fn window(&self) -> u64 {
+        let mark = self.epoch.mark();
+        if mark.number == self.seen {
+            return self.inner.window() + self.stale;
+        }
+        // The epoch began and nothing was sent in it yet: a fresh window is to be had.
+        let old = if mark.old_dead { self.in_flight } else { 0 };
+        self.inner.initial_window() + old
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(Self {
+            inner: self.inner.clone_box(),
+            epoch: self.epoch.clone(),
+            seen: self.seen,
+            since: self.since,
+            mtu: self.mtu,
+            in_flight: self.in_flight,
+            stale: self.stale,
+        })
+    }
+
+    fn initial_window(&self) -> u64 {
+        self.inner.initial_window()
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}

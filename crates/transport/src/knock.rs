@@ -1,0 +1,303 @@
+//! The rendezvous: a Noise IK handshake through a relay that cannot read it.
+//!
+//! Pattern `Noise_IK_25519_AESGCM_SHA256` (Noise specification, revision 34). The prologue binds
+//! the version and the provider's identity. The keys that result seal the session's probes.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use prost::Message;
+use sluice_path::Probe;
+use sluice_proto::frame::{self, ReplayWindow};
+use sluice_proto::wire::rendezvous::{self, probe};
+use sluice_proto::wire::{self, CANDIDATES_MAX, SEALED_MAX};
+use sluice_proto::{PeerId, VERSION};
+use snow::params::NoiseParams;
+use snow::resolvers::{DefaultResolver, FallbackResolver, RingResolver};
+
+const PATTERN: &str = "Noise_IK_25519_AESGCM_SHA256";
+/// Bytes of a probe in front of its ciphertext: type, session, nonce.
+const PROBE_HEADER: usize = 17;
+/// Bytes of a probe's authentication tag.
+const TAG: usize = 16;
+/// Plaintext bytes that every probe is padded to, so that none is larger than another.
+const PROBE_BODY: usize = 32;
+/// Initiators whose newest timestamp is remembered; the oldest is forgotten beyond.
+const INITIATORS_MAX: usize = 10_000;
+
+/// Why a rendezvous message was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum RendezvousError {
+    /// Not sealed to this node, or damaged.
+    #[error("the message is not sealed to this node: {0}")]
+    Sealed(#[from] snow::Error),
+    /// Malformed inside.
+    #[error("the message is malformed: {0}")]
+    Malformed(#[from] wire::WireError),
+    /// Its fields contradict one another or the relay's word.
+    #[error("the message's {0} is wrong")]
+    Field(&'static str),
+    /// A newer one of the same initiator came before.
+    #[error("the message was replayed")]
+    Replayed,
+    /// The sender may not connect.
+    #[error("{0}")]
+    NotInvited(#[from] sluice_proto::InviteError),
+}
+
+/// A node's static Noise keys (X25519).
+#[derive(Clone)]
+pub struct NoiseKeys {
+    secret: [u8; 32],
+    public: [u8; 32],
+}
+
+impl std::fmt::Debug for NoiseKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NoiseKeys(..)")
+    }
+}
+
+impl NoiseKeys {
+    /// From a secret key; the public one follows.
+    ///
+    /// # Errors
+    /// When the key is refused by the curve's implementation.
+    pub fn from_secret(secret: [u8; 32]) -> Result<Self, snow::Error> {
+        use snow::resolvers::CryptoResolver;
+        let mut dh = DefaultResolver
+            .resolve_dh(&snow::params::DHChoice::Curve25519)
+            .ok_or(snow::Error::Dh)?;
+        dh.set(&secret);
+        let public = dh.pubkey().try_into().map_err(|_| snow::Error::Dh)?;
+        Ok(Self { secret, public })
+    }
+
+    /// The public key, for tickets.
+    #[must_use]
+    pub const fn public(&self) -> [u8; 32] {
+        self.public
+    }
+}
+
+fn builder(keys: &NoiseKeys, prologue: &[u8]) -> Result<snow::HandshakeState, snow::Error> {
+    build(keys, prologue, None)
+}
+
+fn build(
+    keys: &NoiseKeys,
+    prologue: &[u8],
+    remote: Option<&[u8; 32]>,
+) -> Result<snow::HandshakeState, snow::Error> {
+    let params: NoiseParams = PATTERN.parse()?;
+    let resolver = FallbackResolver::new(Box::new(RingResolver), Box::new(DefaultResolver));
+    let builder = snow::Builder::with_resolver(params, Box::new(resolver))
+        .local_private_key(&keys.secret)?
+        .prologue(prologue)?;
+    match remote {
+        Some(remote) => builder.remote_public_key(remote)?.build_initiator(),
+        None => builder.build_responder(),
+    }
+}
+
+fn prologue(provider: &PeerId) -> Vec<u8> {
+    let mut out = b"sluice rendezvous v1".to_vec();
+    out.extend_from_slice(&provider.to_bytes());
+    out
+}
+
+/// Reads at most [`CANDIDATES_MAX`] addresses.
+pub(crate) fn decode_candidates(list: &[Bytes]) -> Vec<SocketAddr> {
+    list.iter().take(CANDIDATES_MAX).filter_map(|b| wire::decode_addr(b)).collect()
+}
+
+/// The inverse, for messages.
+pub(crate) fn encode_candidates(list: &[SocketAddr]) -> Vec<Bytes> {
+    list.iter().take(CANDIDATES_MAX).map(|a| wire::encode_addr(*a)).collect()
+}
+
+/// The tenant's side, waiting for the answer.
+pub(crate) struct Knocking(snow::HandshakeState);
+
+impl Knocking {
+    /// Seals the first message.
+    pub(crate) fn begin(
+        keys: &NoiseKeys,
+        provider: &PeerId,
+        provider_key: &[u8; 32],
+        knock: &rendezvous::Knock,
+    ) -> Result<(Self, Bytes), RendezvousError> {
+        let mut state = build(keys, &prologue(provider), Some(provider_key))?;
+        let mut out = vec![0; SEALED_MAX];
+        let len = state.write_message(&knock.encode_to_vec(), &mut out)?;
+        out.truncate(len);
+        Ok((Self(state), out.into()))
+    }
+
+    /// Opens the answer.
+    pub(crate) fn finish(
+        mut self,
+        session: u64,
+        sealed: &[u8],
+    ) -> Result<(rendezvous::Welcome, ProbeSeal), RendezvousError> {
+        let mut out = vec![0; SEALED_MAX];
+        let len = self.0.read_message(sealed, &mut out)?;
+        out.truncate(len);
+        let welcome = wire::decode(out.into(), SEALED_MAX)?;
+        Ok((welcome, ProbeSeal::new(session, self.0.into_stateless_transport_mode()?)))
+    }
+}
+
+/// A knock that was opened, not yet answered.
+pub(crate) struct Opened {
+    state: snow::HandshakeState,
+    pub(crate) knock: rendezvous::Knock,
+    /// The initiator's static key, proven by the handshake.
+    pub(crate) initiator: [u8; 32],
+}
+
+/// The provider's side: opens knocks, and remembers each initiator's newest timestamp.
+#[derive(Debug, Default)]
+pub(crate) struct Door {
+    newest: HashMap<[u8; 32], u64>,
+}
+
+impl Door {
+    /// Opens the first message. `from` is who the relay says it is from.
+    pub(crate) fn open(
+        &mut self,
+        keys: &NoiseKeys,
+        us: &PeerId,
+        from: &PeerId,
+        sealed: &[u8],
+    ) -> Result<Opened, RendezvousError> {
+        if sealed.len() > SEALED_MAX {
+            return Err(RendezvousError::Field("length"));
+        }
+        let mut state = builder(keys, &prologue(us))?;
+        let mut out = vec![0; SEALED_MAX];
+        let len = state.read_message(sealed, &mut out)?;
+        out.truncate(len);
+        let knock: rendezvous::Knock = wire::decode(out.into(), SEALED_MAX)?;
+        let initiator: [u8; 32] = state
+            .get_remote_static()
+            .and_then(|k| k.try_into().ok())
+            .ok_or(RendezvousError::Field("static key"))?;
+        if knock.version != VERSION {
+            return Err(RendezvousError::Field("version"));
+        }
+        if knock.peer != from.to_bytes() {
+            return Err(RendezvousError::Field("peer id"));
+        }
+        self.note(initiator, knock.timestamp_ns)?;
+        Ok(Opened { state, knock, initiator })
+    }
+
+    fn note(&mut self, initiator: [u8; 32], timestamp: u64) -> Result<(), RendezvousError> {
+        if self.newest.get(&initiator).is_some_and(|newest| *newest >= timestamp) {
+            return Err(RendezvousError::Replayed);
+        }
+        if self.newest.len() >= INITIATORS_MAX && !self.newest.contains_key(&initiator) {
+            let oldest = self.newest.iter().min_by_key(|(_, t)| **t).map(|(k, _)| *k);
+            oldest.map(|k| self.newest.remove(&k));
+        }
+        self.newest.insert(initiator, timestamp);
+        Ok(())
+    }
+}
+
+impl Opened {
+    /// Seals the answer.
+    pub(crate) fn answer(
+        mut self,
+        welcome: &rendezvous::Welcome,
+    ) -> Result<(Bytes, ProbeSeal), RendezvousError> {
+        let mut out = vec![0; SEALED_MAX];
+        let len = self.state.write_message(&welcome.encode_to_vec(), &mut out)?;
+        out.truncate(len);
+        let session = self.knock.session;
+        let seal = ProbeSeal::new(session, self.state.into_stateless_transport_mode()?);
+        Ok((out.into(), seal))
+    }
+}
+
+/// Seals and opens the probes of one session.
+pub(crate) struct ProbeSeal {
+    session: u64,
+    state: snow::StatelessTransportState,
+    next: AtomicU64,
+    seen: Mutex<ReplayWindow>,
+}
+
+impl std::fmt::Debug for ProbeSeal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ProbeSeal({:016x})", self.session)
+    }
+}
+
+impl ProbeSeal {
+    fn new(session: u64, state: snow::StatelessTransportState) -> Self {
+        Self { session, state, next: AtomicU64::new(0), seen: Mutex::default() }
+    }
+
+    pub(crate) fn seal(&self, probe: Probe) -> Option<Vec<u8>> {
+        let kind = match probe {
+            Probe::Ping { token } => {
+                probe::Kind::Ping(rendezvous::Ping { token, padding: Bytes::new() })
+            }
+            Probe::Pong { token } => probe::Kind::Pong(rendezvous::Pong {
+                token,
+                observed: Bytes::new(),
+                padding: Bytes::new(),
+            }),
+            Probe::Use { epoch } => probe::Kind::Use(rendezvous::Use { epoch }),
+        };
+        let mut body = rendezvous::Probe { kind: Some(kind) }.encode_to_vec();
+        let len = u8::try_from(body.len()).ok()?;
+        body.insert(0, len);
+        body.resize(PROBE_BODY, 0);
+        let nonce = self.next.fetch_add(1, Relaxed);
+        let mut out = vec![0; PROBE_HEADER + PROBE_BODY + TAG];
+        out[0] = frame::PROBE;
+        out[1..9].copy_from_slice(&self.session.to_be_bytes());
+        out[9..17].copy_from_slice(&nonce.to_be_bytes());
+        self.state.write_message(nonce, &body, &mut out[PROBE_HEADER..]).ok()?;
+        Some(out)
+    }
+
+    /// `None`: forged, replayed, or not a probe.
+    pub(crate) fn open(&self, bytes: &[u8]) -> Option<Probe> {
+        let nonce = u64::from_be_bytes(bytes.get(9..17)?.try_into().ok()?);
+        if bytes.len() != PROBE_HEADER + PROBE_BODY + TAG || nonce > frame::COUNTER_MAX {
+            return None;
+        }
+        let mut body = [0; PROBE_BODY + TAG];
+        let len = self.state.read_message(nonce, &bytes[PROBE_HEADER..], &mut body).ok()?;
+        if !self.seen.lock().accept(nonce) {
+            return None;
+        }
+        let (size, body) = body.get(..len)?.split_first()?;
+        let body = Bytes::copy_from_slice(body.get(..usize::from(*size))?);
+        match wire::decode::<rendezvous::Probe>(body, PROBE_BODY).ok()?.kind? {
+            probe::Kind::Ping(p) => Some(Probe::Ping { token: p.token }),
+            probe::Kind::Pong(p) => Some(Probe::Pong { token: p.token }),
+            probe::Kind::Use(u) => Some(Probe::Use { epoch: u.epoch }),
+        }
+    }
+}
+
+/// A timestamp for a knock, strictly above the last one.
+#[derive(Debug, Default)]
+pub(crate) struct Timestamps(AtomicU64);
+
+impl Timestamps {
+    pub(crate) fn next(&self, unix: Duration) -> u64 {
+        let wall = u64::try_from(unix.as_nanos()).unwrap_or(u64::MAX);
+        let last = self.0.fetch_max(wall, Relaxed);
+        if last >= wall { self.0.fetch_add(1, Relaxed) + 1 } else { wall }
+    }
+}

@@ -1,0 +1,505 @@
+//! The control connection to one relay, kept up.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use sluice_proto::wire::control::{self, control::Kind};
+use sluice_proto::wire::{self, code, pay};
+use sluice_proto::{FlowId, PeerId, RelayAddr, VERSION, frame};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::leg::{Leg, LegCounts};
+use crate::messages::{MessageError, MessageReader, send_message};
+use crate::node::Inner;
+use crate::peer::Command;
+use crate::tables::to_quinn;
+use crate::tls;
+
+/// A relay that does not finish its handshake and its welcome by then is not there.
+const SETUP: Duration = Duration::from_secs(5);
+/// Waits between attempts: the first, and the longest; each doubles the last.
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Commands that wait for the link's task.
+const COMMANDS: usize = 256;
+/// Knocks that wait for their answers.
+const KNOCKS_MAX: usize = 256;
+
+/// What the owner of a link must know or decide.
+#[derive(Debug)]
+pub enum LinkEvent {
+    /// The control connection is up. Its datagrams belong to the owner: pay messages.
+    Up {
+        /// The connection.
+        connection: quinn::Connection,
+        /// How the relay sees this node.
+        observed: Option<SocketAddr>,
+    },
+    /// The relay offers a reservation; answer with an acceptance or a refusal.
+    Offer {
+        /// Its terms.
+        offer: control::ReserveOffer,
+        /// The connection that a channel must be bound to.
+        connection: quinn::Connection,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<pay::Accept, pay::Refusal>>,
+    },
+    /// The reservation stands until this unix time, in seconds.
+    Reserved(u64),
+    /// The window of the reservation is used up, or open again.
+    Unpaid(bool),
+    /// The relay is going away within this time.
+    Draining(Duration),
+    /// The relay said no.
+    Refused(pay::Refusal),
+    /// The control connection is gone; another one will be tried.
+    Down(String),
+}
+
+/// Where a link stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkState {
+    /// Not up yet, or not any more. Why, if an attempt failed.
+    Down(Option<String>),
+    /// Up; the number counts the connections that the link has had.
+    Up(u64),
+    /// Up, and the reservation stands.
+    Reserved(u64),
+}
+
+impl LinkState {
+    /// The number of the connection that is up.
+    #[must_use]
+    pub const fn generation(&self) -> Option<u64> {
+        match self {
+            Self::Down(_) => None,
+            Self::Up(n) | Self::Reserved(n) => Some(*n),
+        }
+    }
+}
+
+/// Why a knock through a relay came to nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum KnockError {
+    #[error("the relay is not connected")]
+    Down,
+    #[error("the relay refused: {message}")]
+    Refused { code: u32, message: String },
+}
+
+/// A flow that a knock opened, and where the answer will come.
+pub(crate) struct OpenedFlow {
+    pub(crate) flow: FlowId,
+    pub(crate) leg: Arc<Leg>,
+    pub(crate) answer: oneshot::Receiver<Bytes>,
+}
+
+pub(crate) enum LinkCommand {
+    Knock { to: PeerId, sealed: Bytes, reply: oneshot::Sender<Result<OpenedFlow, KnockError>> },
+    Send(Box<Kind>),
+}
+
+/// A handle on the link to one relay. Dropping the last one ends it.
+#[derive(Debug, Clone)]
+pub struct RelayLink(pub(crate) Arc<Shared>);
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) relay: RelayAddr,
+    pub(crate) state: watch::Sender<LinkState>,
+    commands: mpsc::Sender<LinkCommand>,
+    pub(crate) observed: Mutex<Option<SocketAddr>>,
+    connection: Mutex<Option<quinn::Connection>>,
+    counts: LegCounts,
+}
+
+impl RelayLink {
+    /// The relay.
+    #[must_use]
+    pub fn relay(&self) -> RelayAddr {
+        self.0.relay
+    }
+
+    /// Where the link stands, now and later.
+    #[must_use]
+    pub fn state(&self) -> watch::Receiver<LinkState> {
+        self.0.state.subscribe()
+    }
+
+    /// How the relay sees this node.
+    #[must_use]
+    pub fn observed(&self) -> Option<SocketAddr> {
+        *self.0.observed.lock()
+    }
+
+    /// Frame bytes over this link since it was made, across reconnections.
+    #[must_use]
+    pub fn counts(&self) -> LegCounts {
+        self.0.counts.clone()
+    }
+
+    /// Tells the relay how much payload arrived on a flow, which raises what it may send.
+    pub fn grant(&self, flow: FlowId, delivered: u64) {
+        self.send(Kind::Grant(control::Grant { flow: flow.0, delivered }));
+    }
+
+    /// Waits until the link is up, or the attempt has failed.
+    ///
+    /// # Errors
+    /// Why the first attempt failed.
+    pub async fn ready(&self) -> Result<(), String> {
+        let mut state = self.state();
+        let seen = state
+            .wait_for(|s| !matches!(s, LinkState::Down(None)))
+            .await
+            .map_err(|_| "the node is shutting down".to_owned())?;
+        match &*seen {
+            LinkState::Down(Some(reason)) => Err(reason.clone()),
+            LinkState::Down(None) | LinkState::Up(_) | LinkState::Reserved(_) => Ok(()),
+        }
+    }
+
+    /// Makes a dead control connection show: anything sent to a relay that restarted is answered
+    /// with a stateless reset.
+    pub(crate) fn nudge(&self) {
+        if let Some(connection) = &*self.0.connection.lock() {
+            let _ = connection.send_datagram(Bytes::new());
+        }
+    }
+
+    pub(crate) fn send(&self, kind: Kind) {
+        // A full queue means that the link is down or its relay stuck: the message is stale then.
+        let _ = self.0.commands.try_send(LinkCommand::Send(Box::new(kind)));
+    }
+
+    pub(crate) async fn knock(&self, to: PeerId, sealed: Bytes) -> Result<OpenedFlow, KnockError> {
+        let (reply, answer) = oneshot::channel();
+        let command = LinkCommand::Knock { to, sealed, reply };
+        self.0.commands.send(command).await.map_err(|_| KnockError::Down)?;
+        answer.await.map_err(|_| KnockError::Down)?
+    }
+}
+
+/// Starts a link. `events` is `None` for a tenant, which reserves nothing.
+pub(crate) fn start(
+    node: Arc<Inner>,
+    relay: RelayAddr,
+    events: Option<mpsc::Sender<LinkEvent>>,
+) -> RelayLink {
+    let (commands, command_queue) = mpsc::channel(COMMANDS);
+    let (state, _) = watch::channel(LinkState::Down(None));
+    let shared = Arc::new(Shared {
+        relay,
+        state,
+        commands,
+        observed: Mutex::default(),
+        connection: Mutex::default(),
+        counts: LegCounts::default(),
+    });
+    let link = RelayLink(shared.clone());
+    let weak = Arc::downgrade(&shared);
+    drop(shared);
+    tokio::spawn(run(Task {
+        node,
+        link: weak,
+        relay,
+        commands: command_queue,
+        events,
+        generation: 0,
+        next_request: 0,
+        opening: HashMap::new(),
+        answers: HashMap::new(),
+    }));
+    link
+}
+
+struct Task {
+    node: Arc<Inner>,
+    link: std::sync::Weak<Shared>,
+    relay: RelayAddr,
+    commands: mpsc::Receiver<LinkCommand>,
+    events: Option<mpsc::Sender<LinkEvent>>,
+    generation: u64,
+    next_request: u32,
+    opening: HashMap<u32, oneshot::Sender<Result<OpenedFlow, KnockError>>>,
+    answers: HashMap<FlowId, oneshot::Sender<Bytes>>,
+}
+
+async fn run(mut task: Task) {
+    let mut backoff = BACKOFF_MIN;
+    while task.link.strong_count() > 0 {
+        task.node.tables.legs.write().entry(task.relay.addr).or_insert(None);
+        let reason = match task.connect().await {
+            Ok(up) => {
+                backoff = BACKOFF_MIN;
+                task.serve(up).await
+            }
+            Err(reason) => reason,
+        };
+        task.opening.clear();
+        task.answers.clear();
+        tracing::debug!(relay = %task.relay, %reason, "relay link down");
+        if let Some(shared) = task.link.upgrade() {
+            shared.state.send_replace(LinkState::Down(Some(reason.clone())));
+            *shared.connection.lock() = None;
+        }
+        task.emit(LinkEvent::Down(reason)).await;
+        task.pause(backoff).await;
+        backoff = (backoff * 2).min(BACKOFF_MAX);
+    }
+    task.node.tables.legs.write().remove(&task.relay.addr);
+}
+
+/// A control connection after its welcome.
+struct Up {
+    connection: quinn::Connection,
+    send: quinn::SendStream,
+    reader: MessageReader<control::Control>,
+    leg: Arc<Leg>,
+}
+
+impl Task {
+    async fn emit(&self, event: LinkEvent) {
+        if let Some(events) = &self.events {
+            // The owner may be gone; then nobody minds.
+            let _ = events.send(event).await;
+        }
+    }
+
+    /// Waits before the next attempt, with jitter so that clients of a restarted relay do not
+    /// come all at once. Commands are refused meanwhile.
+    async fn pause(&mut self, span: Duration) {
+        let mut random = [0; 1];
+        let _ = getrandom::fill(&mut random);
+        let until = self.node.clock.now() + span / 2 + span / 2 * u32::from(random[0]) / 255;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.node.clock.sleep_until(until) => return,
+                command = self.commands.recv() => match command {
+                    Some(LinkCommand::Knock { reply, .. }) => {
+                        let _ = reply.send(Err(KnockError::Down));
+                    }
+                    Some(LinkCommand::Send(_)) => {}
+                    None => return,
+                }
+            }
+        }
+    }
+
+    async fn connect(&mut self) -> Result<Up, String> {
+        let deadline = self.node.clock.now() + SETUP;
+        let clock = self.node.clock.clone();
+        tokio::select! {
+            biased;
+            up = self.set_up() => up,
+            () = clock.sleep_until(deadline) => {
+                Err(format!("no answer from {} within {} s", self.relay.addr, SETUP.as_secs()))
+            }
+        }
+    }
+
+    async fn set_up(&mut self) -> Result<Up, String> {
+        let node = self.node.clone();
+        let crypto = tls::client_config(&node.key, self.relay.peer, sluice_proto::ALPN_RELAY)
+            .map_err(|e| e.to_string())?;
+        let mut config = quinn::ClientConfig::new(crypto);
+        config.transport_config(node.control_transport.clone());
+        let connection = node
+            .endpoint
+            .connect_with(config, to_quinn(self.relay.addr), "relay")
+            .map_err(|e| e.to_string())?
+            .await
+            .map_err(|e| format!("the connection to {} failed: {e}", self.relay))?;
+        let (mut send, receive) = connection.open_bi().await.map_err(|e| e.to_string())?;
+        let hello = Kind::Hello(control::Hello {
+            versions: vec![VERSION],
+            features: Vec::new(),
+            incarnation: node.incarnation,
+        });
+        send_message(&mut send, &control::Control { kind: Some(hello) })
+            .await
+            .map_err(|e| e.to_string())?;
+        let mut reader = MessageReader::<control::Control>::new(receive);
+        let welcome = match reader.next().await.map_err(|e| e.to_string())?.and_then(|c| c.kind) {
+            Some(Kind::Welcome(welcome)) => welcome,
+            Some(Kind::Refusal(r)) => return Err(wire::display_text(&r.message)),
+            _ => return Err("the relay did not begin with a welcome".to_owned()),
+        };
+        if welcome.version != VERSION {
+            return Err(format!("the relay speaks version {}", welcome.version));
+        }
+        Ok(self.become_up(connection, send, reader, &welcome).await)
+    }
+
+    async fn become_up(
+        &mut self,
+        connection: quinn::Connection,
+        send: quinn::SendStream,
+        reader: MessageReader<control::Control>,
+        welcome: &control::Welcome,
+    ) -> Up {
+        self.generation += 1;
+        let exported = tls::export(&connection, frame::EXPORTER_LABEL, &welcome.leg.to_be_bytes());
+        let observed = wire::decode_addr(&welcome.observed);
+        let counts = self.link.upgrade().map(|s| s.counts.clone()).unwrap_or_default();
+        let leg = Arc::new(Leg::new(self.relay.addr, FlowId(welcome.own_flow), &exported, counts));
+        self.node.tables.legs.write().insert(self.relay.addr, Some(leg.clone()));
+        if let Some(shared) = self.link.upgrade() {
+            *shared.observed.lock() = observed;
+            *shared.connection.lock() = Some(connection.clone());
+            shared.state.send_replace(LinkState::Up(self.generation));
+        }
+        self.emit(LinkEvent::Up { connection: connection.clone(), observed }).await;
+        Up { connection, send, reader, leg }
+    }
+
+    async fn serve(&mut self, mut up: Up) -> String {
+        if self.events.is_some()
+            && let Err(e) = self.write(&mut up, Kind::Reserve(control::Reserve {})).await
+        {
+            return e;
+        }
+        loop {
+            let result = tokio::select! {
+                biased;
+                message = up.reader.next() => self.take(&mut up, message).await,
+                command = self.commands.recv() => match command {
+                    Some(command) => self.obey(&mut up, command).await,
+                    None => {
+                        up.connection.close(code::OK.into(), b"");
+                        Err("closed".to_owned())
+                    }
+                },
+                lost = up.connection.closed() => Err(lost.to_string()),
+            };
+            if let Err(reason) = result {
+                return reason;
+            }
+        }
+    }
+
+    async fn write(&self, up: &mut Up, kind: Kind) -> Result<(), String> {
+        send_message(&mut up.send, &control::Control { kind: Some(kind) })
+            .await
+            .map_err(|e| e.to_string())
+    }
+
+    async fn obey(&mut self, up: &mut Up, command: LinkCommand) -> Result<(), String> {
+        match command {
+            LinkCommand::Send(kind) => self.write(up, *kind).await,
+            LinkCommand::Knock { to, sealed, reply } => {
+                if self.opening.len() + self.answers.len() >= KNOCKS_MAX {
+                    self.answers.retain(|_, waiting| !waiting.is_closed());
+                    self.opening.retain(|_, waiting| !waiting.is_closed());
+                }
+                self.next_request = self.next_request.wrapping_add(1);
+                self.opening.insert(self.next_request, reply);
+                let message = control::Rendezvous {
+                    request: self.next_request,
+                    to: to.to_bytes().into(),
+                    sealed,
+                };
+                self.write(up, Kind::Rendezvous(message)).await
+            }
+        }
+    }
+
+    async fn take(
+        &mut self,
+        up: &mut Up,
+        message: Result<Option<control::Control>, MessageError>,
+    ) -> Result<(), String> {
+        let message = message.map_err(|e| e.to_string())?.ok_or("the relay closed the stream")?;
+        let Some(kind) = message.kind else { return Ok(()) };
+        match kind {
+            Kind::FlowOpened(m) => {
+                if let Some(reply) = self.opening.remove(&m.request) {
+                    let flow = FlowId(m.flow);
+                    let (sender, answer) = oneshot::channel();
+                    self.answers.insert(flow, sender);
+                    let _ = reply.send(Ok(OpenedFlow { flow, leg: up.leg.clone(), answer }));
+                }
+            }
+            Kind::FlowRefused(m) => {
+                if let Some(reply) = self.opening.remove(&m.request) {
+                    let message = wire::display_text(&m.message);
+                    let _ = reply.send(Err(KnockError::Refused { code: m.code, message }));
+                }
+            }
+            Kind::Answer(m) => {
+                if let Some(waiting) = self.answers.remove(&FlowId(m.flow)) {
+                    let _ = waiting.send(m.sealed);
+                }
+            }
+            Kind::RendezvousIn(m) => {
+                let flow = FlowId(m.flow);
+                if let Some(link) = self.link.upgrade().map(RelayLink) {
+                    let kind = match self.node.answer_knock(&link, &up.leg, &m) {
+                        Ok(sealed) => {
+                            Kind::Answer(control::RendezvousAnswer { flow: flow.0, sealed })
+                        }
+                        Err(error) => {
+                            tracing::debug!(%error, "rendezvous refused");
+                            let code = code::NOT_INVITED;
+                            Kind::CloseFlow(control::CloseFlow { flow: flow.0, code })
+                        }
+                    };
+                    self.write(up, kind).await?;
+                }
+            }
+            Kind::CloseFlow(m) => self.flow_closed(FlowId(m.flow), m.code),
+            Kind::Unpaid(m) => self.emit(LinkEvent::Unpaid(m.unpaid)).await,
+            Kind::Drain(m) => {
+                self.emit(LinkEvent::Draining(Duration::from_millis(m.within_ms.into()))).await;
+            }
+            Kind::Offer(offer) => self.take_offer(up, offer).await?,
+            Kind::Reserved(m) => {
+                if let Some(shared) = self.link.upgrade() {
+                    shared.state.send_replace(LinkState::Reserved(self.generation));
+                }
+                self.emit(LinkEvent::Reserved(m.expires_unix_s)).await;
+            }
+            Kind::Refusal(refusal) => {
+                let text = wire::display_text(&refusal.message);
+                self.emit(LinkEvent::Refused(refusal)).await;
+                return Err(format!("the relay refused: {text}"));
+            }
+            Kind::Hello(_)
+            | Kind::Welcome(_)
+            | Kind::Reserve(_)
+            | Kind::Accept(_)
+            | Kind::Rendezvous(_)
+            | Kind::Grant(_) => return Err("the relay sent a message out of order".to_owned()),
+        }
+        Ok(())
+    }
+
+    async fn take_offer(
+        &mut self,
+        up: &mut Up,
+        offer: control::ReserveOffer,
+    ) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        let connection = up.connection.clone();
+        self.emit(LinkEvent::Offer { offer, connection, reply }).await;
+        let kind = match answer.await {
+            Ok(Ok(accept)) => Kind::Accept(accept),
+            Ok(Err(refusal)) => Kind::Refusal(refusal),
+            Err(_) => return Ok(()),
+        };
+        self.write(up, kind).await
+    }
+
+    fn flow_closed(&mut self, flow: FlowId, code: u32) {
+        self.answers.remove(&flow);
+        let entry = self.node.tables.flows.read().get(&(self.relay.addr, flow)).cloned();
+        if let Some(entry) = entry {
+            entry.peer.command(Command::FlowClosed { path: entry.path, code });
+        }
+    }
+}

@@ -1,0 +1,642 @@
+//! A node: one identity, one data socket, one quinn endpoint.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::hmac;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use quinn::crypto::rustls::QuicServerConfig;
+use sluice_proto::wire::rendezvous;
+use sluice_proto::wire::{code, control};
+use sluice_proto::{FlowId, Invite, Keypair, PeerId, RelayAddr, Ticket, VERSION};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::knock::{Door, Knocking, NoiseKeys, ProbeSeal, RendezvousError, Timestamps};
+use crate::leg::{FlowCounts, Leg};
+use crate::link::{self, KnockError, LinkEvent, RelayLink};
+use crate::peer::{Command, Inputs, Peer, RelayedPath, Route};
+use crate::session::{self, Session};
+use crate::socket::{DataSocket, SocketStats};
+use crate::tables::{FlowEntry, Tables, fake_index};
+use crate::{Clock, TlsError, tls};
+
+/// Knocks that were answered and whose sessions have not begun.
+const EXPECTED_MAX: usize = 1024;
+/// A session must begin within this after its knock was answered.
+const EXPECTED_FOR: Duration = Duration::from_secs(15);
+/// An attempt to connect is given up after this.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Handshakes of sessions that run at the same time.
+const HANDSHAKES_MAX: usize = 128;
+/// Sessions that wait for `accept`.
+const ACCEPT_QUEUE: usize = 64;
+
+/// Who may open sessions to this node.
+#[derive(Clone)]
+pub enum AcceptPolicy {
+    /// Nobody: a tenant.
+    Nobody,
+    /// Whoever shows an invite issued with this secret.
+    Invited([u8; 16]),
+}
+
+impl std::fmt::Debug for AcceptPolicy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Nobody => "Nobody",
+            Self::Invited(_) => "Invited(..)",
+        })
+    }
+}
+
+/// What a node is made of.
+#[derive(Debug)]
+pub struct NodeConfig {
+    /// Its identity: an Ed25519 key.
+    pub key: Keypair,
+    /// Its static Noise keys.
+    pub noise: NoiseKeys,
+    /// Where its data socket is bound; port 0 lets the system choose.
+    pub bind: SocketAddr,
+    /// Keys QUIC's stateless resets; kept on disk, so that a restarted node resets what it forgot.
+    pub reset_key: [u8; 64],
+    /// Random at each start of the process.
+    pub incarnation: u64,
+    /// Who may connect.
+    pub accept: AcceptPolicy,
+    /// A session without traffic ends after this.
+    pub idle_timeout: Duration,
+    /// The clock that everything reads.
+    pub clock: Clock,
+}
+
+/// Why a node could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The address cannot be had.
+    #[error(
+        "failed to bind UDP {addr}: {error}; choose another port with `bind`, or stop what uses it"
+    )]
+    Address {
+        /// The address asked for.
+        addr: SocketAddr,
+        /// The system's reason.
+        error: io::Error,
+    },
+    /// TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// Why a session could not be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectError {
+    /// The relay cannot be reached.
+    #[error("relay {relay} cannot be reached: {reason}")]
+    Relay {
+        /// The relay.
+        relay: RelayAddr,
+        /// Why.
+        reason: String,
+    },
+    /// The provider is not at the relay, or the relay refused.
+    #[error("relay {relay} did not find the provider: {message}")]
+    NotThere {
+        /// The relay.
+        relay: RelayAddr,
+        /// Its words.
+        message: String,
+    },
+    /// The provider did not open the door.
+    #[error("the provider did not let us in: the ticket may have expired or been withdrawn")]
+    NotInvited,
+    /// Who answered is not who the ticket names.
+    #[error("who answered is not the provider that the ticket names: {0}")]
+    WrongPeer(String),
+    /// Nobody answered.
+    #[error("the provider did not answer within {} s", CONNECT_TIMEOUT.as_secs())]
+    Timeout,
+    /// Something else went wrong.
+    #[error("the session failed: {0}")]
+    Failed(String),
+}
+
+/// A session that was announced by a knock and has not begun.
+struct Expected {
+    peer_id: PeerId,
+    peer: Arc<Peer>,
+    inputs: Inputs,
+    path: RelayedPath,
+    epoch: Arc<crate::epoch::PathEpoch>,
+}
+
+/// Shared by everything that belongs to one node.
+pub(crate) struct Inner {
+    pub(crate) key: Keypair,
+    pub(crate) id: PeerId,
+    pub(crate) noise: NoiseKeys,
+    pub(crate) incarnation: u64,
+    pub(crate) clock: Clock,
+    pub(crate) endpoint: quinn::Endpoint,
+    pub(crate) socket: Arc<DataSocket>,
+    pub(crate) tables: Arc<Tables>,
+    pub(crate) control_transport: Arc<quinn::TransportConfig>,
+    server_crypto: Arc<QuicServerConfig>,
+    accept: AcceptPolicy,
+    idle_timeout: Duration,
+    door: Mutex<Door>,
+    timestamps: Timestamps,
+    expected: Mutex<HashMap<u64, Expected>>,
+    /// Static keys of the initiators of sessions, by the number in their probes.
+    initiators: Mutex<HashMap<u64, [u8; 32]>>,
+    links: Mutex<Vec<std::sync::Weak<link::Shared>>>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Node({})", self.id)
+    }
+}
+
+/// A running node. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+    incoming: Arc<tokio::sync::Mutex<mpsc::Receiver<Session>>>,
+}
+
+impl Node {
+    /// Binds the data socket and starts. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When the address cannot be bound or the key makes no certificate.
+    pub fn bind(config: NodeConfig) -> Result<Self, BindError> {
+        let address = |error| BindError::Address { addr: config.bind, error };
+        let tables = Arc::new(Tables::default());
+        let socket = DataSocket::bind(config.bind, tables.clone(), config.clock.clone());
+        let socket = Arc::new(socket.map_err(address)?);
+        let server_crypto = tls::server_config(&config.key, sluice_proto::ALPN_SESSION)?;
+        let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &config.reset_key);
+        let mut endpoint_config = quinn::EndpointConfig::new(Arc::new(reset_key));
+        // The first byte must tell frames and QUIC apart (RFC 9287 would clear the fixed bit).
+        endpoint_config.grease_quic_bit(false);
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(
+            endpoint_config,
+            Some(quinn::ServerConfig::with_crypto(server_crypto.clone())),
+            socket.clone(),
+            config.clock.runtime(),
+        )
+        .map_err(address)?;
+        tokio::spawn(socket.clone().run_flusher());
+        let inner = Arc::new(Inner {
+            id: config.key.public().to_peer_id(),
+            key: config.key,
+            noise: config.noise,
+            incarnation: config.incarnation,
+            clock: config.clock,
+            endpoint,
+            socket,
+            tables,
+            control_transport: Arc::new(session::control_transport()),
+            server_crypto,
+            accept: config.accept,
+            idle_timeout: config.idle_timeout,
+            door: Mutex::default(),
+            timestamps: Timestamps::default(),
+            expected: Mutex::default(),
+            initiators: Mutex::default(),
+            links: Mutex::default(),
+        });
+        let (sender, incoming) = mpsc::channel(ACCEPT_QUEUE);
+        tokio::spawn(accept_sessions(inner.clone(), sender));
+        Ok(Self { inner, incoming: Arc::new(tokio::sync::Mutex::new(incoming)) })
+    }
+
+    /// The node's name.
+    #[must_use]
+    pub fn id(&self) -> PeerId {
+        self.inner.id
+    }
+
+    /// Where the data socket is bound.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.socket.bound()
+    }
+
+    /// The clock that the node reads.
+    #[must_use]
+    pub fn clock(&self) -> &Clock {
+        &self.inner.clock
+    }
+
+    /// What the data socket dropped.
+    #[must_use]
+    pub fn socket_stats(&self) -> &SocketStats {
+        &self.inner.socket.stats
+    }
+
+    /// Keeps a link to a relay. With `events` it reserves (a provider), and the receiver's owner
+    /// decides on offers; without, it only opens flows (a tenant).
+    #[must_use]
+    pub fn link(&self, relay: RelayAddr, events: Option<mpsc::Sender<LinkEvent>>) -> RelayLink {
+        let link = link::start(self.inner.clone(), relay, events);
+        let mut links = self.inner.links.lock();
+        links.retain(|l| l.strong_count() > 0);
+        links.push(Arc::downgrade(&link.0));
+        link
+    }
+
+    /// The next session that somebody opened to this node; `None` when the node has shut down.
+    pub async fn accept(&self) -> Option<Session> {
+        self.incoming.lock().await.recv().await
+    }
+
+    /// Opens a session to the ticket's provider through `link`.
+    ///
+    /// # Errors
+    /// Says which part of the way failed.
+    pub async fn connect(
+        &self,
+        ticket: &Ticket,
+        link: &RelayLink,
+    ) -> Result<Session, ConnectError> {
+        let deadline = self.inner.clock.now() + CONNECT_TIMEOUT;
+        tokio::select! {
+            biased;
+            done = self.connect_within(ticket, link) => done,
+            () = self.inner.clock.sleep_until(deadline) => Err(ConnectError::Timeout),
+        }
+    }
+
+    async fn connect_within(
+        &self,
+        ticket: &Ticket,
+        link: &RelayLink,
+    ) -> Result<Session, ConnectError> {
+        let node = &self.inner;
+        let relay = link.relay();
+        link.ready().await.map_err(|reason| ConnectError::Relay { relay, reason })?;
+        let index = node.tables.next_index();
+        let (peer, inputs) = Peer::new(index);
+        let guard = Registered { node: node.clone(), peer: Some(peer.clone()) };
+        node.tables.peers.write().insert(index, peer.clone());
+        let session_number = random_u64();
+        let target = Target {
+            id: ticket.peer,
+            noise_key: ticket.noise_key,
+            invite: Bytes::copy_from_slice(&ticket.invite.0),
+            session: session_number,
+        };
+        let knocked = node.knock(link, &target, false).await?;
+        let path = node.tables.next_index() as u32;
+        let counts = Arc::new(FlowCounts::default());
+        node.tables.flows.write().insert(
+            (relay.addr, knocked.flow),
+            FlowEntry {
+                peer: peer.clone(),
+                leg: knocked.leg.clone(),
+                counts: counts.clone(),
+                path,
+            },
+        );
+        node.socket.release_held();
+        let route =
+            Route::Relay { leg: knocked.leg.clone(), flow: knocked.flow, counts: counts.clone() };
+        node.socket.set_route(&peer, Some(route));
+        let epoch = Arc::default();
+        let crypto = tls::client_config(&node.key, ticket.peer, sluice_proto::ALPN_SESSION)
+            .map_err(|e| ConnectError::Failed(e.to_string()))?;
+        let mut config = quinn::ClientConfig::new(crypto);
+        config.transport_config(session::transport(&epoch, node.idle_timeout));
+        let connecting = node
+            .endpoint
+            .connect_with(config, peer.addr, "sluice")
+            .map_err(|e| ConnectError::Failed(e.to_string()))?;
+        // The QUIC handshake and the rendezvous' answer fly at the same time.
+        let answer = async {
+            let sealed = knocked.answer.await.map_err(|_| ConnectError::NotInvited)?;
+            let (_, seal) = knocked
+                .knocking
+                .finish(session_number, &sealed)
+                .map_err(|e| ConnectError::WrongPeer(e.to_string()))?;
+            Ok(seal)
+        };
+        let handshake = async {
+            connecting.await.map_err(|e| {
+                if let quinn::ConnectionError::TransportError(e) = e {
+                    return ConnectError::WrongPeer(e.to_string());
+                }
+                ConnectError::Failed(e.to_string())
+            })
+        };
+        let (seal, connection) = tokio::try_join!(answer, handshake)?;
+        node.tables.probes.write().insert(session_number, peer.clone());
+        let path = RelayedPath {
+            path,
+            link: link.clone(),
+            leg: knocked.leg,
+            flow: knocked.flow,
+            counts,
+            seal,
+        };
+        guard.keep();
+        Ok(Session::start(
+            node.clone(),
+            connection,
+            ticket.peer,
+            peer,
+            inputs,
+            path,
+            epoch,
+            Some(target),
+        ))
+    }
+
+    /// Ends all sessions and links, and waits until their last packets are out.
+    pub async fn shutdown(&self) {
+        self.inner.endpoint.close(code::SHUTDOWN.into(), b"shutting down");
+        let deadline = self.inner.clock.now() + Duration::from_secs(2);
+        tokio::select! {
+            () = self.inner.endpoint.wait_idle() => {}
+            () = self.inner.clock.sleep_until(deadline) => {}
+        }
+    }
+}
+
+/// Forgets a session's entries unless it came to be.
+struct Registered {
+    node: Arc<Inner>,
+    peer: Option<Arc<Peer>>,
+}
+
+impl Registered {
+    fn keep(mut self) {
+        self.peer = None;
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        if let Some(peer) = &self.peer {
+            self.node.tables.remove_peer(peer);
+        }
+    }
+}
+
+/// Whom a tenant knocks at, now and again.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) id: PeerId,
+    pub(crate) noise_key: [u8; 32],
+    pub(crate) invite: Bytes,
+    pub(crate) session: u64,
+}
+
+pub(crate) struct Knocked {
+    pub(crate) flow: FlowId,
+    pub(crate) leg: Arc<Leg>,
+    pub(crate) answer: tokio::sync::oneshot::Receiver<Bytes>,
+    pub(crate) knocking: Knocking,
+}
+
+impl Inner {
+    /// Seals a knock and opens a flow for it.
+    pub(crate) async fn knock(
+        &self,
+        link: &RelayLink,
+        target: &Target,
+        resume: bool,
+    ) -> Result<Knocked, ConnectError> {
+        let knock = rendezvous::Knock {
+            version: VERSION,
+            peer: self.id.to_bytes().into(),
+            timestamp_ns: self.timestamps.next(self.clock.unix_time()),
+            invite: target.invite.clone(),
+            candidates: Vec::new(),
+            incarnation: self.incarnation,
+            session: target.session,
+            resume,
+        };
+        let (knocking, sealed) =
+            Knocking::begin(&self.noise, &target.id, &target.noise_key, &knock)
+                .map_err(|e| ConnectError::Failed(e.to_string()))?;
+        let relay = link.relay();
+        let opened = link.knock(target.id, sealed).await.map_err(|e| match e {
+            KnockError::Down => ConnectError::Relay { relay, reason: e.to_string() },
+            KnockError::Refused { message, .. } => ConnectError::NotThere { relay, message },
+        })?;
+        Ok(Knocked { flow: opened.flow, leg: opened.leg, answer: opened.answer, knocking })
+    }
+
+    /// A knock came through `link`: opens it and makes ready for its session.
+    pub(crate) fn answer_knock(
+        self: &Arc<Self>,
+        link: &RelayLink,
+        leg: &Arc<Leg>,
+        message: &control::RendezvousIn,
+    ) -> Result<Bytes, RendezvousError> {
+        let AcceptPolicy::Invited(secret) = &self.accept else {
+            return Err(RendezvousError::Field("recipient"));
+        };
+        let from =
+            PeerId::from_bytes(&message.from).map_err(|_| RendezvousError::Field("sender"))?;
+        let opened = self.door.lock().open(&self.noise, &self.id, &from, &message.sealed)?;
+        Invite::check(secret, &opened.knock.invite, self.clock.unix_time().as_secs())?;
+        let (session, resume, initiator) =
+            (opened.knock.session, opened.knock.resume, opened.initiator);
+        let welcome = rendezvous::Welcome {
+            version: VERSION,
+            candidates: Vec::new(),
+            incarnation: self.incarnation,
+        };
+        let known = self.tables.probes.read().get(&session).cloned();
+        let (sealed, seal) = opened.answer(&welcome)?;
+        let flow = FlowId(message.flow);
+        match known {
+            Some(peer) if resume && self.initiators.lock().get(&session) == Some(&initiator) => {
+                let path = self.register_flow(&peer, link, leg, flow, seal);
+                peer.command(Command::Relayed(Box::new(path)));
+            }
+            None if !resume => {
+                self.expect_session(link, leg, flow, seal, from, session, initiator)?
+            }
+            Some(_) | None => return Err(RendezvousError::Field("session")),
+        }
+        Ok(sealed)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one call, and each is a different thing")]
+    fn expect_session(
+        self: &Arc<Self>,
+        link: &RelayLink,
+        leg: &Arc<Leg>,
+        flow: FlowId,
+        seal: ProbeSeal,
+        peer_id: PeerId,
+        session: u64,
+        initiator: [u8; 32],
+    ) -> Result<(), RendezvousError> {
+        if self.expected.lock().len() >= EXPECTED_MAX {
+            return Err(RendezvousError::Field("turn: too many sessions are being set up"));
+        }
+        let index = self.tables.next_index();
+        let (peer, inputs) = Peer::new(index);
+        self.tables.peers.write().insert(index, peer.clone());
+        self.tables.probes.write().insert(session, peer.clone());
+        self.initiators.lock().insert(session, initiator);
+        let path = self.register_flow(&peer, link, leg, flow, seal);
+        let route =
+            Route::Relay { leg: path.leg.clone(), flow: path.flow, counts: path.counts.clone() };
+        self.socket.set_route(&peer, Some(route));
+        let expected = Expected { peer_id, peer, inputs, path, epoch: Arc::default() };
+        self.expected.lock().insert(index, expected);
+        self.socket.release_held();
+        let node = self.clone();
+        tokio::spawn(async move {
+            node.clock.sleep(EXPECTED_FOR).await;
+            let late = node.expected.lock().remove(&index);
+            if let Some(late) = late {
+                node.forget_session(&late.peer);
+            }
+        });
+        Ok(())
+    }
+
+    /// Makes frames of a flow arrive at a session.
+    pub(crate) fn register_flow(
+        &self,
+        peer: &Arc<Peer>,
+        link: &RelayLink,
+        leg: &Arc<Leg>,
+        flow: FlowId,
+        seal: ProbeSeal,
+    ) -> RelayedPath {
+        let path = self.tables.next_index() as u32;
+        let counts = Arc::new(FlowCounts::default());
+        let entry =
+            FlowEntry { peer: peer.clone(), leg: leg.clone(), counts: counts.clone(), path };
+        self.tables.flows.write().insert((leg.relay, flow), entry);
+        self.socket.release_held();
+        RelayedPath { path, link: link.clone(), leg: leg.clone(), flow, counts, seal }
+    }
+
+    /// Forgets a session that ended.
+    pub(crate) fn forget_session(&self, peer: &Arc<Peer>) {
+        let gone: Vec<u64> = self
+            .tables
+            .probes
+            .read()
+            .iter()
+            .filter(|(_, p)| Arc::ptr_eq(p, peer))
+            .map(|(session, _)| *session)
+            .collect();
+        let mut initiators = self.initiators.lock();
+        for session in gone {
+            initiators.remove(&session);
+        }
+        drop(initiators);
+        self.tables.remove_peer(peer);
+    }
+
+    /// Where this node may be reached, as far as it knows: what its relays see, and the address
+    /// of the interface that leads to each relay.
+    pub(crate) fn local_candidates(&self) -> Vec<SocketAddr> {
+        let mut out: Vec<SocketAddr> = Vec::new();
+        let Ok(bound) = self.socket.bound() else { return out };
+        if !bound.ip().is_unspecified() {
+            out.push(bound);
+        }
+        let links: Vec<_> = self.links.lock().iter().filter_map(std::sync::Weak::upgrade).collect();
+        for link in links {
+            if bound.ip().is_unspecified()
+                && let Some(ip) = interface_towards(link.relay.addr)
+            {
+                out.push(SocketAddr::new(ip, bound.port()));
+            }
+            out.extend(*link.observed.lock());
+        }
+        out.sort();
+        out.dedup();
+        out
+    }
+}
+
+/// The local address from which `remote` would be reached. Nothing is sent.
+fn interface_towards(remote: SocketAddr) -> Option<IpAddr> {
+    let any: SocketAddr = if remote.is_ipv4() {
+        (std::net::Ipv4Addr::UNSPECIFIED, 0).into()
+    } else {
+        (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
+    };
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(remote).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+pub(crate) fn random_u64() -> u64 {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).expect("the system gives random bytes");
+    u64::from_ne_bytes(bytes)
+}
+
+async fn accept_sessions(node: Arc<Inner>, sessions: mpsc::Sender<Session>) {
+    let turns = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    while let Some(incoming) = node.endpoint.accept().await {
+        let index = fake_index(&incoming.remote_address());
+        let expected = index.and_then(|i| node.expected.lock().remove(&i));
+        let (Some(expected), Ok(turn)) = (expected, turns.clone().try_acquire_owned()) else {
+            // No knock announced it: not even a refusal is sent.
+            incoming.ignore();
+            continue;
+        };
+        let node = node.clone();
+        let sessions = sessions.clone();
+        tokio::spawn(async move {
+            if let Some(session) = begin(&node, incoming, expected).await {
+                let _ = sessions.send(session).await;
+            }
+            drop(turn);
+        });
+    }
+}
+
+async fn begin(
+    node: &Arc<Inner>,
+    incoming: quinn::Incoming,
+    expected: Expected,
+) -> Option<Session> {
+    let guard = Registered { node: node.clone(), peer: Some(expected.peer.clone()) };
+    let mut config = quinn::ServerConfig::with_crypto(node.server_crypto.clone());
+    config.transport_config(session::transport(&expected.epoch, node.idle_timeout));
+    // To quinn a session's peer never moves.
+    config.migration(false);
+    let connecting = incoming.accept_with(Arc::new(config)).ok()?;
+    let deadline = node.clock.now() + CONNECT_TIMEOUT;
+    let connection = tokio::select! {
+        biased;
+        done = connecting => done.ok()?,
+        () = node.clock.sleep_until(deadline) => return None,
+    };
+    if tls::peer_of(&connection) != Some(expected.peer_id) {
+        connection.close(code::PROTOCOL.into(), b"not who knocked");
+        return None;
+    }
+    guard.keep();
+    Some(Session::start(
+        node.clone(),
+        connection,
+        expected.peer_id,
+        expected.peer,
+        expected.inputs,
+        expected.path,
+        expected.epoch,
+        None,
+    ))
+}

@@ -1,0 +1,165 @@
+//! One session as the socket sees it: the route it takes and the batch being filled.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use quinn_udp::EcnCodepoint;
+use sluice_path::Path;
+use sluice_proto::FlowId;
+use tokio::sync::{Notify, mpsc};
+
+use crate::knock::ProbeSeal;
+use crate::leg::{FlowCounts, Leg};
+use crate::link::RelayLink;
+use crate::tables::fake_addr;
+
+/// Probes that wait for the session's task; more are dropped.
+const PROBE_QUEUE: usize = 32;
+
+/// The way that a session's packets take now.
+#[derive(Debug, Clone)]
+pub(crate) enum Route {
+    Relay { leg: Arc<Leg>, flow: FlowId, counts: Arc<FlowCounts> },
+    Direct(SocketAddr),
+}
+
+impl Route {
+    pub(crate) fn destination(&self) -> SocketAddr {
+        match self {
+            Self::Relay { leg, .. } => leg.relay,
+            Self::Direct(addr) => *addr,
+        }
+    }
+}
+
+/// Segments of equal size for one destination, waiting to be sent as one GSO batch.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) segment: usize,
+    pub(crate) segments: usize,
+    pub(crate) ecn: Option<EcnCodepoint>,
+    /// Its last segment is short: nothing may follow it.
+    pub(crate) closed: bool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Outgoing {
+    pub(crate) route: Option<Route>,
+    pub(crate) batch: Batch,
+    /// It stands in the socket's list of batches to flush.
+    pub(crate) queued: bool,
+}
+
+/// What the session's task is told.
+pub(crate) enum Command {
+    /// A flow to the other node stands.
+    Relayed(Box<RelayedPath>),
+    /// The relay closed the flow of this path.
+    FlowClosed { path: u32, code: u32 },
+    /// Where else the other node may be.
+    Candidates(Vec<SocketAddr>),
+    /// Direct paths are allowed, or not.
+    DirectAllowed(bool),
+}
+
+/// A flow, the link it runs over, and the probe keys that its rendezvous made.
+pub(crate) struct RelayedPath {
+    pub(crate) path: u32,
+    pub(crate) link: RelayLink,
+    pub(crate) leg: Arc<Leg>,
+    pub(crate) flow: FlowId,
+    pub(crate) counts: Arc<FlowCounts>,
+    pub(crate) seal: ProbeSeal,
+}
+
+/// Both queues of a session's task.
+pub(crate) struct Inputs {
+    pub(crate) probes: mpsc::Receiver<(Path, Bytes)>,
+    pub(crate) commands: mpsc::UnboundedReceiver<Command>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) index: u64,
+    pub(crate) addr: SocketAddr,
+    pub(crate) outgoing: Mutex<Outgoing>,
+    probe_queue: mpsc::Sender<(Path, Bytes)>,
+    commands: mpsc::UnboundedSender<Command>,
+    /// Nanoseconds (of the socket's clock, plus one) at which the first packet went out that
+    /// nothing has arrived after; 0: none.
+    unanswered: AtomicU64,
+    /// The session's task sleeps for long; the next packet out must wake it.
+    parked: AtomicBool,
+    pub(crate) wake: Notify,
+    pub(crate) relayed_sent: AtomicU64,
+    pub(crate) relayed_received: AtomicU64,
+    pub(crate) direct_sent: AtomicU64,
+    pub(crate) direct_received: AtomicU64,
+}
+
+impl Peer {
+    pub(crate) fn new(index: u64) -> (Arc<Self>, Inputs) {
+        let (probe_queue, probes) = mpsc::channel(PROBE_QUEUE);
+        // Few and small: a relay's messages about this flow, and the owner's wishes.
+        let (commands, command_queue) = mpsc::unbounded_channel();
+        let peer = Self {
+            commands,
+            index,
+            addr: fake_addr(index),
+            outgoing: Mutex::default(),
+            probe_queue,
+            unanswered: AtomicU64::new(0),
+            parked: AtomicBool::new(false),
+            wake: Notify::new(),
+            relayed_sent: AtomicU64::new(0),
+            relayed_received: AtomicU64::new(0),
+            direct_sent: AtomicU64::new(0),
+            direct_received: AtomicU64::new(0),
+        };
+        (Arc::new(peer), Inputs { probes, commands: command_queue })
+    }
+
+    pub(crate) fn probe(&self, from: Path, sealed: &[u8]) {
+        // A full queue drops: probes are repeated.
+        let _ = self.probe_queue.try_send((from, Bytes::copy_from_slice(sealed)));
+    }
+
+    pub(crate) fn command(&self, command: Command) {
+        // The session may have ended.
+        let _ = self.commands.send(command);
+    }
+
+    #[inline]
+    pub(crate) fn sent(&self, now_ns: impl FnOnce() -> u64) {
+        if self.unanswered.load(Relaxed) == 0 {
+            self.unanswered.store(now_ns() + 1, Relaxed);
+            if self.parked.load(Relaxed) && self.parked.swap(false, Relaxed) {
+                self.wake.notify_one();
+            }
+        }
+    }
+
+    #[inline]
+    pub(crate) fn received(&self) {
+        if self.unanswered.load(Relaxed) != 0 {
+            self.unanswered.store(0, Relaxed);
+        }
+    }
+
+    /// When the first unanswered packet went out.
+    pub(crate) fn unanswered_ns(&self) -> Option<u64> {
+        self.unanswered.load(Relaxed).checked_sub(1)
+    }
+
+    pub(crate) fn forget_unanswered(&self) {
+        self.unanswered.store(0, Relaxed);
+    }
+
+    pub(crate) fn park(&self) {
+        self.parked.store(true, Relaxed);
+    }
+}

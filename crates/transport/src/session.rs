@@ -1,0 +1,473 @@
+//! A session: one QUIC connection from end to end, and the task that keeps a path under it.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use sluice_path::{Activity, Agent, Event, Kind, Path, Reason};
+use sluice_proto::wire::control::{self, control::Kind as ControlKind};
+use sluice_proto::wire::{code, session as wire_session};
+use sluice_proto::{PeerId, RelayAddr};
+use tokio::sync::{oneshot, watch};
+
+use crate::epoch::{EpochFactory, PathEpoch};
+use crate::knock::{ProbeSeal, decode_candidates, encode_candidates};
+use crate::node::{Inner, Target, random_u64};
+use crate::peer::{Command, Inputs, Peer, RelayedPath, Route};
+use crate::tls;
+
+/// Largest QUIC packet: with a frame's header it fits an Ethernet packet over IPv6.
+const MTU_MAX: u16 = 1420;
+/// Smallest, as RFC 9000 demands of every path.
+const MTU_MIN: u16 = 1200;
+/// Bytes in flight to us on one stream: 1 Gbit/s at 60 ms, with room.
+const STREAM_WINDOW: u32 = 10 << 20;
+/// Bytes in flight to us on all streams: the largest metering window.
+const RECEIVE_WINDOW: u32 = 16 << 20;
+/// Unacknowledged bytes that we keep for a peer.
+const SEND_WINDOW: u64 = 16 << 20;
+/// TCP connections at a time in one session.
+const STREAMS_MAX: u32 = 1024;
+/// While packets go out, the socket is looked at this often at most.
+const LOOK: Duration = Duration::from_millis(30);
+/// A session is watched for this long after its last packet before its task sleeps for long.
+const LINGER: Duration = Duration::from_millis(500);
+/// Waits between knocks that bring a lost flow back.
+const KNOCK_AGAIN: [u64; 4] = [0, 250, 1000, 3000];
+
+/// Transport parameters of a session; its congestion controller follows `epoch`.
+pub(crate) fn transport(epoch: &Arc<PathEpoch>, idle: Duration) -> Arc<TransportConfig> {
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(MTU_MAX);
+    let mut config = TransportConfig::default();
+    config
+        .initial_mtu(MTU_MIN)
+        .min_mtu(MTU_MIN)
+        .mtu_discovery_config(Some(mtu))
+        .initial_rtt(Duration::from_millis(100))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
+        .send_window(SEND_WINDOW)
+        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
+        .max_concurrent_uni_streams(VarInt::from_u32(1))
+        .max_idle_timeout(IdleTimeout::try_from(idle).ok())
+        .keep_alive_interval(Some(Duration::from_secs(20).min(idle / 3)))
+        .congestion_controller_factory(Arc::new(EpochFactory(epoch.clone())));
+    Arc::new(config)
+}
+
+/// Transport parameters of a control connection: small, since a relay holds thousands.
+pub(crate) fn control_transport() -> TransportConfig {
+    let mut config = TransportConfig::default();
+    config
+        .stream_receive_window(VarInt::from_u32(64 << 10))
+        .receive_window(VarInt::from_u32(256 << 10))
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .max_idle_timeout(IdleTimeout::try_from(Duration::from_secs(30)).ok())
+        .keep_alive_interval(Some(Duration::from_secs(5)));
+    config
+}
+
+/// The path that a session uses, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PathInfo {
+    /// Direct or relayed.
+    pub kind: Kind,
+    /// The other node's address, or the relay's.
+    pub remote: SocketAddr,
+    /// The relay, if one carries it.
+    pub relay: Option<RelayAddr>,
+    /// Its round-trip time, once echoed.
+    pub rtt: Option<Duration>,
+    /// Why it was chosen.
+    pub reason: Reason,
+}
+
+/// Packet bytes of a session by kind of path, both ways.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PathBytes {
+    /// Sent through relays, with headers.
+    pub relayed_sent: u64,
+    /// Received through relays, with headers.
+    pub relayed_received: u64,
+    /// Sent directly.
+    pub direct_sent: u64,
+    /// Received directly.
+    pub direct_received: u64,
+}
+
+/// A handle on a session. Cheap to clone; the session ends when its connection is closed.
+#[derive(Debug, Clone)]
+pub struct Session {
+    connection: quinn::Connection,
+    peer_id: PeerId,
+    peer: Arc<Peer>,
+    node: Arc<Inner>,
+    path: watch::Receiver<Option<PathInfo>>,
+}
+
+impl Session {
+    #[expect(clippy::too_many_arguments, reason = "two callers, and each is a different thing")]
+    pub(crate) fn start(
+        node: Arc<Inner>,
+        connection: quinn::Connection,
+        peer_id: PeerId,
+        peer: Arc<Peer>,
+        inputs: Inputs,
+        relayed: RelayedPath,
+        epoch: Arc<PathEpoch>,
+        target: Option<Target>,
+    ) -> Self {
+        let (path_sender, path) = watch::channel(None);
+        let driver = Driver {
+            agent: Agent::new(target.is_some(), random_u64()),
+            node: node.clone(),
+            connection: connection.clone(),
+            peer: peer.clone(),
+            seal: None,
+            relays: HashMap::new(),
+            epoch,
+            path: path_sender,
+            target,
+            knocking: None,
+            wakes: 1,
+            watch_until: node.clock.now(),
+        };
+        tokio::spawn(driver.run(inputs, relayed));
+        Self { connection, peer_id, peer, node, path }
+    }
+
+    /// The QUIC connection: streams and datagrams are the owner's.
+    #[must_use]
+    pub const fn connection(&self) -> &quinn::Connection {
+        &self.connection
+    }
+
+    /// Who is at the other end, as TLS proved it.
+    #[must_use]
+    pub const fn peer(&self) -> PeerId {
+        self.peer_id
+    }
+
+    /// The path in use, now and later.
+    #[must_use]
+    pub fn path(&self) -> watch::Receiver<Option<PathInfo>> {
+        self.path.clone()
+    }
+
+    /// Keying material of this session alone, for signatures that must not be moved to another.
+    #[must_use]
+    pub fn exporter(&self) -> [u8; 32] {
+        tls::export(&self.connection, b"sluice channel binding v1", b"")
+    }
+
+    /// Packet bytes so far.
+    #[must_use]
+    pub fn path_bytes(&self) -> PathBytes {
+        PathBytes {
+            relayed_sent: self.peer.relayed_sent.load(Relaxed),
+            relayed_received: self.peer.relayed_received.load(Relaxed),
+            direct_sent: self.peer.direct_sent.load(Relaxed),
+            direct_received: self.peer.direct_received.load(Relaxed),
+        }
+    }
+
+    /// Allows direct paths, or sends the session back to its relay.
+    pub fn set_direct_allowed(&self, allowed: bool) {
+        self.peer.command(Command::DirectAllowed(allowed));
+    }
+
+    /// Where this node may be reached, to be told to the other side once that is allowed.
+    #[must_use]
+    pub fn local_candidates(&self) -> wire_session::Candidates {
+        wire_session::Candidates { addresses: encode_candidates(&self.node.local_candidates()) }
+    }
+
+    /// Where the other side says it may be reached.
+    pub fn add_candidates(&self, candidates: &wire_session::Candidates) {
+        self.peer.command(Command::Candidates(decode_candidates(&candidates.addresses)));
+    }
+
+    /// Whether a relay carries the session now.
+    #[must_use]
+    pub fn is_relayed(&self) -> bool {
+        self.path.borrow().is_none_or(|p| p.kind == Kind::Relayed)
+    }
+
+    /// Ends the session; its streams are reset at both ends.
+    pub fn close(&self, code: u32, message: &str) {
+        self.connection.close(code.into(), message.as_bytes());
+    }
+}
+
+/// The task of one session.
+struct Driver {
+    node: Arc<Inner>,
+    connection: quinn::Connection,
+    peer: Arc<Peer>,
+    agent: Agent,
+    seal: Option<ProbeSeal>,
+    relays: HashMap<u32, Relayed>,
+    epoch: Arc<PathEpoch>,
+    path: watch::Sender<Option<PathInfo>>,
+    /// Tenants knock again when a flow is lost; providers wait.
+    target: Option<Target>,
+    knocking: Option<oneshot::Receiver<()>>,
+    wakes: u32,
+    watch_until: Instant,
+}
+
+struct Relayed {
+    path: RelayedRoute,
+    generation: Option<u64>,
+}
+
+struct RelayedRoute {
+    link: crate::RelayLink,
+    route: Route,
+    flow: sluice_proto::FlowId,
+}
+
+impl Driver {
+    async fn run(mut self, mut inputs: Inputs, relayed: RelayedPath) {
+        let link = relayed.link.clone();
+        let mut link_state = link.state();
+        self.add_relayed(relayed);
+        self.drain();
+        loop {
+            let wake_at = self.next_wake();
+            let clock = self.node.clock.clone();
+            tokio::select! {
+                biased;
+                _ = self.connection.closed() => break,
+                command = inputs.commands.recv() => match command {
+                    Some(command) => self.obey(command),
+                    None => break,
+                },
+                probe = inputs.probes.recv() => {
+                    if let Some((from, sealed)) = probe {
+                        self.take_probe(from, &sealed);
+                    }
+                }
+                changed = link_state.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    self.link_changed(&link);
+                }
+                () = self.peer.wake.notified() => {}
+                () = clock.sleep_until(wake_at) => {}
+            }
+            self.look();
+            self.drain();
+        }
+        for relayed in self.relays.values() {
+            let flow = relayed.path.flow.0;
+            relayed
+                .path
+                .link
+                .send(ControlKind::CloseFlow(control::CloseFlow { flow, code: code::OK }));
+        }
+        self.node.socket.set_route(&self.peer, None);
+        self.node.forget_session(&self.peer);
+    }
+
+    /// Until when nothing needs to be done unless something happens.
+    fn next_wake(&mut self) -> Instant {
+        let now = self.node.clock.now();
+        let agent = self.agent.poll_timeout().map(|(at, _)| at);
+        let busy = self.peer.unanswered_ns().is_some();
+        if busy {
+            self.watch_until = now + LINGER;
+        }
+        let look = if busy || now < self.watch_until {
+            Some(now + LOOK)
+        } else {
+            self.peer.park();
+            // A packet that went out just before this line found the task not parked.
+            self.peer.unanswered_ns().map(|_| now + LOOK)
+        };
+        let hour = now + Duration::from_secs(3600);
+        [agent, look].into_iter().flatten().min().unwrap_or(hour)
+    }
+
+    /// Tells the agent what the socket saw.
+    fn look(&mut self) {
+        let now = self.node.clock.now();
+        let rtt = self.connection.rtt();
+        // RFC 9002, 6.2.1, with the variance at its usual half and the default ack delay.
+        let pto = rtt * 2 + Duration::from_millis(25);
+        let unanswered_since = self.peer.unanswered_ns().map(|ns| self.node.socket.instant(ns));
+        self.agent.handle_activity(Activity { unanswered_since, pto }, now);
+        self.agent.handle_timeout(now);
+        if unanswered_since.is_some_and(|since| now.saturating_duration_since(since) > pto * 2) {
+            for relayed in self.relays.values() {
+                relayed.path.link.nudge();
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        let now = self.node.clock.now();
+        match command {
+            Command::Relayed(relayed) => {
+                self.knocking = None;
+                self.drop_relays(now);
+                self.add_relayed(*relayed);
+            }
+            Command::FlowClosed { code: code::RESTARTED, .. } => {
+                self.connection.close(code::RESTARTED.into(), b"the other node restarted");
+            }
+            Command::FlowClosed { path, code } => {
+                tracing::debug!(path, code, "flow closed by the relay");
+                if let Some(gone) = self.relays.remove(&path) {
+                    self.agent.remove_relay(path, now);
+                    self.knock_again(&gone.path.link);
+                }
+            }
+            Command::Candidates(list) => self.agent.add_candidates(&list, now),
+            Command::DirectAllowed(allowed) => self.agent.set_direct_allowed(allowed, now),
+        }
+    }
+
+    fn add_relayed(&mut self, relayed: RelayedPath) {
+        let route = Route::Relay { leg: relayed.leg, flow: relayed.flow, counts: relayed.counts };
+        self.seal = Some(relayed.seal);
+        let generation = relayed.link.0.state.borrow().generation();
+        let path = RelayedRoute { link: relayed.link, route, flow: relayed.flow };
+        self.relays.insert(relayed.path, Relayed { path, generation });
+        self.agent.add_relay(relayed.path, self.node.clock.now());
+    }
+
+    fn drop_relays(&mut self, now: Instant) {
+        for (number, gone) in std::mem::take(&mut self.relays) {
+            let key = (gone.path.route.destination(), gone.path.flow);
+            self.node.tables.flows.write().remove(&key);
+            self.node.tables.changed();
+            self.agent.remove_relay(number, now);
+        }
+    }
+
+    /// A link that came back carries none of the old flows.
+    fn link_changed(&mut self, link: &crate::RelayLink) {
+        let Some(generation) = link.0.state.borrow().generation() else { return };
+        let stale = self.relays.values().all(|r| r.generation != Some(generation));
+        if stale {
+            self.knock_again(link);
+        }
+    }
+
+    fn knock_again(&mut self, link: &crate::RelayLink) {
+        let Some(target) = self.target.clone() else { return };
+        if self
+            .knocking
+            .as_mut()
+            .is_some_and(|k| k.try_recv().is_err_and(|e| e == oneshot::error::TryRecvError::Empty))
+        {
+            return;
+        }
+        let (done, knocking) = oneshot::channel();
+        self.knocking = Some(knocking);
+        let (node, peer, link) = (self.node.clone(), self.peer.clone(), link.clone());
+        tokio::spawn(async move {
+            for wait in KNOCK_AGAIN {
+                node.clock.sleep(Duration::from_millis(wait)).await;
+                match resume(&node, &peer, &link, &target).await {
+                    Ok(path) => {
+                        peer.command(Command::Relayed(Box::new(path)));
+                        break;
+                    }
+                    Err(error) => tracing::debug!(%error, "the flow did not come back yet"),
+                }
+            }
+            let _ = done.send(());
+        });
+    }
+
+    fn take_probe(&mut self, from: Path, sealed: &[u8]) {
+        let Some(probe) = self.seal.as_ref().and_then(|s| s.open(sealed)) else {
+            self.node.socket.stats.bad_frame.fetch_add(1, Relaxed);
+            return;
+        };
+        let now = self.node.clock.now();
+        if self.agent.selected() == Some(from) {
+            self.peer.received();
+        }
+        self.agent.handle_probe(from, probe, now);
+    }
+
+    /// Sends what the agent wants sent, does what it wants done.
+    fn drain(&mut self) {
+        while let Some(event) = self.agent.poll_event() {
+            match event {
+                Event::Selected { path, reason, old_dead } => self.select(path, reason, old_dead),
+                Event::Proven(addr) => {
+                    self.node.tables.direct.write().insert(addr, self.peer.clone());
+                    self.node.tables.changed();
+                }
+                Event::Forgotten(addr) => {
+                    self.node.tables.direct.write().remove(&addr);
+                    self.node.tables.changed();
+                }
+            }
+        }
+        while let Some((path, probe)) = self.agent.poll_transmit() {
+            let Some(sealed) = self.seal.as_ref().and_then(|s| s.seal(probe)) else { continue };
+            match path {
+                Path::Direct(addr) => self.node.socket.send_one(addr, &sealed),
+                Path::Relay(number) => {
+                    if let Some(relayed) = self.relays.get(&number) {
+                        self.node.socket.send_relayed(&relayed.path.route, &sealed);
+                    }
+                }
+            }
+        }
+    }
+
+    fn select(&mut self, path: Path, reason: Reason, old_dead: bool) {
+        let (route, relay) = match path {
+            Path::Direct(addr) => (Route::Direct(addr), None),
+            Path::Relay(number) => {
+                let Some(relayed) = self.relays.get(&number) else { return };
+                (relayed.path.route.clone(), Some(relayed.path.link.relay()))
+            }
+        };
+        let remote = route.destination();
+        let first = self.path.borrow().is_none();
+        self.node.socket.set_route(&self.peer, Some(route));
+        if !first {
+            self.epoch.advance(old_dead);
+            // Any change of a limit wakes quinn's driver, which then finds the new window.
+            self.wakes = 3 - self.wakes;
+            self.connection.set_max_concurrent_uni_streams(VarInt::from_u32(self.wakes));
+        }
+        let rtt = self.agent.rtt(path);
+        tracing::debug!(kind = %path.kind(), %remote, %reason, "path selected");
+        self.path.send_replace(Some(PathInfo { kind: path.kind(), remote, relay, rtt, reason }));
+    }
+}
+
+/// Opens a new flow for a session that stands.
+async fn resume(
+    node: &Arc<Inner>,
+    peer: &Arc<Peer>,
+    link: &crate::RelayLink,
+    target: &Target,
+) -> Result<RelayedPath, crate::ConnectError> {
+    let knocked = node.knock(link, target, true).await?;
+    let deadline = node.clock.now() + Duration::from_secs(3);
+    let sealed = tokio::select! {
+        biased;
+        answer = knocked.answer => answer.map_err(|_| crate::ConnectError::NotInvited)?,
+        () = node.clock.sleep_until(deadline) => return Err(crate::ConnectError::Timeout),
+    };
+    let (_, seal) = knocked
+        .knocking
+        .finish(target.session, &sealed)
+        .map_err(|e| crate::ConnectError::WrongPeer(e.to_string()))?;
+    Ok(node.register_flow(peer, link, &knocked.leg, knocked.flow, seal))
+}

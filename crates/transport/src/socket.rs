@@ -1,0 +1,415 @@
+//! The data socket: quinn's `AsyncUdpSocket` over one kernel UDP socket.
+//!
+//! Out: quinn hands over at most 10 segments at a time; they are collected, per session, into
+//! batches of up to [`BATCH_SEGMENTS`] and sent with one system call. A hand-over of fewer than 10
+//! means that quinn has nothing more now, so the batch goes at once and nothing waits.
+//! In: one GRO batch at a time, sorted segment by segment (see `sort`).
+
+mod sort;
+
+use std::future::Future;
+use std::io::{self, IoSliceMut};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use quinn::{AsyncUdpSocket, UdpPoller};
+use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use sluice_proto::frame::HEADER_LEN;
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+use tokio::sync::Notify;
+
+use crate::Clock;
+use crate::peer::{Outgoing, Peer, Route};
+use crate::tables::{Tables, canonical, fake_index, to_quinn};
+use sort::Sorter;
+
+/// Segments that quinn hands over at a time when it has more.
+const FULL_TRANSMIT: usize = 10;
+/// Segments sent with one system call. Up to 40 each one saves CPU; 44 of 1,439 bytes is all that
+/// a UDP payload holds.
+const BATCH_SEGMENTS: usize = 40;
+/// Bytes sent with one system call: the largest UDP payload.
+const BATCH_BYTES: usize = 65_507;
+/// Kernel buffers asked for, each way; the system's limit may make them smaller.
+const SOCKET_BUFFER: usize = 4 << 20;
+/// Receive calls per poll before other tasks get their turn.
+const RECEIVES_PER_POLL: usize = 32;
+
+/// What the socket dropped, by cause.
+#[derive(Debug, Default)]
+pub struct SocketStats {
+    /// QUIC from addresses that are neither a relay's nor proven.
+    pub stranger: AtomicU64,
+    /// Frames that were malformed, forged, replayed, or of unknown flows.
+    pub bad_frame: AtomicU64,
+    /// Packets of sessions that have no path.
+    pub no_path: AtomicU64,
+}
+
+#[derive(Debug)]
+pub(crate) struct DataSocket {
+    io: UdpSocket,
+    state: UdpSocketState,
+    v6: bool,
+    pub(crate) tables: Arc<Tables>,
+    pub(crate) stats: SocketStats,
+    clock: Clock,
+    start: Instant,
+    sorter: Mutex<Sorter>,
+    /// The kernel refused a send; nobody tries again before it is writable.
+    blocked: AtomicBool,
+    to_flush: Mutex<Vec<Arc<Peer>>>,
+    flush: Notify,
+    appended: AtomicU64,
+    receiver: Mutex<Option<Waker>>,
+}
+
+impl DataSocket {
+    /// Binds `addr` within a tokio runtime.
+    pub(crate) fn bind(addr: SocketAddr, tables: Arc<Tables>, clock: Clock) -> io::Result<Self> {
+        let domain = if addr.is_ipv6() { socket2::Domain::IPV6 } else { socket2::Domain::IPV4 };
+        let socket =
+            socket2::Socket::new(domain, socket2::Type::DGRAM, Some(socket2::Protocol::UDP))?;
+        if addr.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
+        socket.set_nonblocking(true)?;
+        // Best effort: the system caps both.
+        let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
+        let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
+        socket.bind(&addr.into())?;
+        let state = UdpSocketState::new((&socket).into())?;
+        let start = clock.now();
+        Ok(Self {
+            io: UdpSocket::from_std(socket.into())?,
+            state,
+            v6: addr.is_ipv6(),
+            tables,
+            stats: SocketStats::default(),
+            clock,
+            start,
+            sorter: Mutex::default(),
+            blocked: AtomicBool::new(false),
+            to_flush: Mutex::default(),
+            flush: Notify::new(),
+            appended: AtomicU64::new(0),
+            receiver: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn bound(&self) -> io::Result<SocketAddr> {
+        self.io.local_addr()
+    }
+
+    /// A flow was opened: frames that were set aside for it can be had now.
+    pub(crate) fn release_held(&self) {
+        self.tables.changed();
+        if let Some(waker) = self.receiver.lock().take() {
+            waker.wake();
+        }
+    }
+
+    pub(crate) fn now_ns(&self) -> u64 {
+        u64::try_from(self.clock.now().duration_since(self.start).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn instant(&self, ns: u64) -> Instant {
+        self.start + std::time::Duration::from_nanos(ns)
+    }
+
+    /// Sends one datagram beside quinn: a probe or a control frame. Lost if the kernel is busy.
+    pub(crate) fn send_one(&self, to: SocketAddr, bytes: &[u8]) {
+        if let Err(error) = self.kernel_send(to, bytes, bytes.len(), None) {
+            tracing::trace!(%to, %error, "datagram not sent");
+        }
+    }
+
+    /// Sends a probe of a session through one of its relays.
+    pub(crate) fn send_relayed(&self, route: &Route, bytes: &[u8]) {
+        let Route::Relay { leg, flow, counts } = route else { return };
+        let mut out = Vec::with_capacity(HEADER_LEN + bytes.len());
+        leg.wrap(*flow, counts, bytes, bytes.len(), &mut out);
+        self.send_one(leg.relay, &out);
+    }
+
+    fn kernel_send(
+        &self,
+        to: SocketAddr,
+        contents: &[u8],
+        segment: usize,
+        ecn: Option<quinn_udp::EcnCodepoint>,
+    ) -> io::Result<()> {
+        let destination = if self.v6 { to_quinn(to) } else { canonical(to) };
+        let per_call = segment.max(1) * self.state.max_gso_segments().max(1);
+        for part in contents.chunks(per_call) {
+            let transmit = Transmit {
+                destination,
+                ecn,
+                contents: part,
+                segment_size: (part.len() > segment).then_some(segment),
+                src_ip: None,
+            };
+            let sent = self
+                .io
+                .try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), &transmit));
+            match sent {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.blocked.store(true, Relaxed);
+                    return Err(e);
+                }
+                // A route may be missing or a neighbour unreachable: that is silence on a path,
+                // and the session's agent deals with silence.
+                Err(error) => tracing::trace!(%destination, %error, "send failed"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a session's batch. On `WouldBlock` it is kept.
+    fn flush_batch(&self, outgoing: &mut Outgoing) -> io::Result<()> {
+        let batch = &mut outgoing.batch;
+        if batch.bytes.is_empty() {
+            return Ok(());
+        }
+        if let Some(route) = &outgoing.route {
+            self.kernel_send(route.destination(), &batch.bytes, batch.segment, batch.ecn)?;
+        }
+        batch.bytes.clear();
+        batch.segments = 0;
+        batch.closed = false;
+        Ok(())
+    }
+
+    /// Puts a session on another path. What was batched for the old one goes out on it.
+    pub(crate) fn set_route(&self, peer: &Peer, route: Option<Route>) {
+        let mut outgoing = peer.outgoing.lock();
+        let _ = self.flush_batch(&mut outgoing);
+        outgoing.batch.bytes.clear();
+        outgoing.batch.segments = 0;
+        outgoing.batch.closed = false;
+        outgoing.route = route;
+        drop(outgoing);
+        peer.forget_unanswered();
+    }
+
+    fn send_session(&self, peer: &Arc<Peer>, transmit: &Transmit<'_>) -> io::Result<()> {
+        let len = transmit.contents.len();
+        let segment = transmit.segment_size.unwrap_or(len).max(1);
+        let segments = len.div_ceil(segment);
+        let mut outgoing = peer.outgoing.lock();
+        let outgoing = &mut *outgoing;
+        let header = match &outgoing.route {
+            Some(Route::Relay { .. }) => HEADER_LEN,
+            Some(Route::Direct(_)) => 0,
+            None => {
+                self.stats.no_path.fetch_add(1, Relaxed);
+                return Ok(());
+            }
+        };
+        let on_wire = len + segments * header;
+        let batch = &outgoing.batch;
+        let fits = !batch.closed
+            && batch.segment == segment + header
+            && batch.ecn == transmit.ecn
+            && batch.segments + segments <= BATCH_SEGMENTS
+            && batch.bytes.len() + on_wire <= BATCH_BYTES;
+        if !batch.bytes.is_empty() && !fits {
+            self.flush_batch(outgoing)?;
+        }
+        self.append(peer, outgoing, transmit, segment, segments);
+        let batch = &outgoing.batch;
+        let more_may_come = segments >= FULL_TRANSMIT
+            && !batch.closed
+            && batch.segments + FULL_TRANSMIT <= BATCH_SEGMENTS;
+        if more_may_come || self.flush_batch(outgoing).is_err() {
+            self.flush_later(peer, outgoing);
+        }
+        Ok(())
+    }
+
+    fn append(
+        &self,
+        peer: &Peer,
+        outgoing: &mut Outgoing,
+        transmit: &Transmit<'_>,
+        segment: usize,
+        segments: usize,
+    ) {
+        let batch = &mut outgoing.batch;
+        let before = batch.bytes.len();
+        match &outgoing.route {
+            Some(Route::Relay { leg, flow, counts }) => {
+                leg.wrap(*flow, counts, transmit.contents, segment, &mut batch.bytes);
+                batch.segment = segment + HEADER_LEN;
+                peer.relayed_sent.fetch_add((batch.bytes.len() - before) as u64, Relaxed);
+            }
+            Some(Route::Direct(_)) => {
+                batch.bytes.extend_from_slice(transmit.contents);
+                batch.segment = segment;
+                peer.direct_sent.fetch_add((batch.bytes.len() - before) as u64, Relaxed);
+            }
+            None => return,
+        }
+        batch.segments += segments;
+        batch.ecn = transmit.ecn;
+        batch.closed = !transmit.contents.len().is_multiple_of(segment);
+        self.appended.fetch_add(1, Relaxed);
+        peer.sent(|| self.now_ns());
+    }
+
+    fn flush_later(&self, peer: &Arc<Peer>, outgoing: &mut Outgoing) {
+        if !outgoing.queued {
+            outgoing.queued = true;
+            self.to_flush.lock().push(peer.clone());
+            self.flush.notify_one();
+        }
+    }
+
+    /// Sends batches that wait for more, once quinn had its chance to add to them.
+    pub(crate) async fn run_flusher(self: Arc<Self>) {
+        loop {
+            self.flush.notified().await;
+            for _ in 0..2 {
+                let before = self.appended.load(Relaxed);
+                tokio::task::yield_now().await;
+                if self.appended.load(Relaxed) == before {
+                    break;
+                }
+            }
+            let peers = std::mem::take(&mut *self.to_flush.lock());
+            for peer in peers {
+                while self.flush_queued(&peer).is_err() {
+                    if self.io.writable().await.is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    fn flush_queued(&self, peer: &Peer) -> io::Result<()> {
+        let mut outgoing = peer.outgoing.lock();
+        self.flush_batch(&mut outgoing)?;
+        outgoing.queued = false;
+        Ok(())
+    }
+}
+
+impl AsyncUdpSocket for DataSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Poller { socket: self, wait: None })
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let Some(index) = fake_index(&transmit.destination) else {
+            let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
+            return self.kernel_send(
+                transmit.destination,
+                transmit.contents,
+                segment,
+                transmit.ecn,
+            );
+        };
+        let peer = self.tables.peers.read().get(&index).cloned();
+        match peer {
+            Some(peer) => self.send_session(&peer, transmit),
+            None => {
+                self.stats.no_path.fetch_add(1, Relaxed);
+                Ok(())
+            }
+        }
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let mut sorter = self.sorter.lock();
+        sorter.refresh(self);
+        let waiting = sorter.take_waiting(bufs, meta);
+        if waiting > 0 {
+            return Poll::Ready(Ok(waiting));
+        }
+        for _ in 0..RECEIVES_PER_POLL {
+            let Poll::Ready(ready) = self.io.poll_recv_ready(cx) else {
+                sorter.wake_when_released(cx.waker(), self);
+                return Poll::Pending;
+            };
+            ready?;
+            let mut one = [RecvMeta::default()];
+            // One buffer at a time: with more, a call brings so much that the cache runs over.
+            let received = self.io.try_io(Interest::READABLE, || {
+                self.state.recv((&self.io).into(), &mut bufs[..1], &mut one)
+            });
+            match received {
+                Ok(0) => {}
+                Ok(_) => {
+                    let runs = sorter.sort(self, bufs, &one[0], meta);
+                    if runs > 0 {
+                        return Poll::Ready(Ok(runs));
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                // What an ICMP message left behind is silence on a path, not the socket's end.
+                Err(error) => tracing::trace!(%error, "receive failed"),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        // Always IPv6, since the made-up addresses of sessions are.
+        self.io.local_addr().map(to_quinn)
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        FULL_TRANSMIT
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.state.gro_segments().max(1)
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.state.may_fragment()
+    }
+}
+
+type Wait = Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>;
+
+/// Lets one of quinn's tasks wait for the kernel.
+struct Poller {
+    socket: Arc<DataSocket>,
+    wait: Option<Wait>,
+}
+
+impl std::fmt::Debug for Poller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Poller")
+    }
+}
+
+impl UdpPoller for Poller {
+    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.socket.blocked.load(Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        let socket = self.socket.clone();
+        let wait =
+            self.wait.get_or_insert_with(|| Box::pin(async move { socket.io.writable().await }));
+        let done = ready!(wait.as_mut().poll(cx));
+        self.wait = None;
+        self.socket.blocked.store(false, Relaxed);
+        Poll::Ready(done)
+    }
+}

@@ -1,0 +1,115 @@
+//! What the socket looks up for each packet.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use parking_lot::RwLock;
+use sluice_proto::FlowId;
+
+use crate::leg::{FlowCounts, Leg};
+use crate::peer::Peer;
+
+/// First 8 bytes of the made-up addresses of sessions: a unique local prefix (RFC 4193).
+const FAKE_PREFIX: [u16; 4] = [0xfd53, 0x6c75, 0x6963, 0x6501];
+/// Port of all made-up addresses.
+const FAKE_PORT: u16 = 1;
+
+/// The address by which quinn knows session number `index`.
+pub(crate) fn fake_addr(index: u64) -> SocketAddr {
+    let [a, b, c, d] = FAKE_PREFIX;
+    let i = index.to_be_bytes();
+    let word = |n: usize| u16::from_be_bytes([i[n], i[n + 1]]);
+    let ip = Ipv6Addr::new(a, b, c, d, word(0), word(2), word(4), word(6));
+    SocketAddr::new(IpAddr::V6(ip), FAKE_PORT)
+}
+
+/// The number of the session that a made-up address stands for.
+pub(crate) fn fake_index(addr: &SocketAddr) -> Option<u64> {
+    let IpAddr::V6(ip) = addr.ip() else { return None };
+    let s = ip.segments();
+    (addr.port() == FAKE_PORT && s[..4] == FAKE_PREFIX).then(|| {
+        (u64::from(s[4]) << 48)
+            | (u64::from(s[5]) << 32)
+            | (u64::from(s[6]) << 16)
+            | u64::from(s[7])
+    })
+}
+
+/// The form in which quinn knows real addresses: always IPv6.
+pub(crate) fn to_quinn(addr: SocketAddr) -> SocketAddr {
+    match addr.ip() {
+        IpAddr::V4(ip) => SocketAddr::new(IpAddr::V6(ip.to_ipv6_mapped()), addr.port()),
+        IpAddr::V6(_) => addr,
+    }
+}
+
+/// The form in which we keep real addresses: IPv4 as IPv4.
+pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
+/// Where frames of one flow belong.
+#[derive(Debug, Clone)]
+pub(crate) struct FlowEntry {
+    pub(crate) peer: Arc<Peer>,
+    pub(crate) leg: Arc<Leg>,
+    pub(crate) counts: Arc<FlowCounts>,
+    /// Number of the relayed path in the session's agent.
+    pub(crate) path: u32,
+}
+
+/// Shared between the socket, the sessions and the links.
+#[derive(Debug, Default)]
+pub(crate) struct Tables {
+    pub(crate) peers: RwLock<HashMap<u64, Arc<Peer>>>,
+    pub(crate) flows: RwLock<HashMap<(SocketAddr, FlowId), FlowEntry>>,
+    /// Legs by the relay's address. QUIC from there is heard.
+    pub(crate) legs: RwLock<HashMap<SocketAddr, Option<Arc<Leg>>>>,
+    /// Addresses that completed a sealed probe.
+    pub(crate) direct: RwLock<HashMap<SocketAddr, Arc<Peer>>>,
+    /// Sessions by the number that their probes carry.
+    pub(crate) probes: RwLock<HashMap<u64, Arc<Peer>>>,
+    /// Changes whenever `flows` or `direct` do, so that look-ups may be remembered.
+    generation: AtomicU64,
+    next: AtomicU64,
+}
+
+impl Tables {
+    pub(crate) fn next_index(&self) -> u64 {
+        self.next.fetch_add(1, Relaxed)
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    pub(crate) fn changed(&self) {
+        self.generation.fetch_add(1, std::sync::atomic::Ordering::Release);
+    }
+
+    /// Forgets everything about a session.
+    pub(crate) fn remove_peer(&self, peer: &Arc<Peer>) {
+        self.peers.write().remove(&peer.index);
+        self.probes.write().retain(|_, p| !Arc::ptr_eq(p, peer));
+        self.flows.write().retain(|_, f| !Arc::ptr_eq(&f.peer, peer));
+        self.direct.write().retain(|_, p| !Arc::ptr_eq(p, peer));
+        self.changed();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_made_up_address_gives_its_session_back_and_a_real_one_none() {
+        for index in [0, 1, 0x1234_5678_9abc_def0, u64::MAX] {
+            assert_eq!(fake_index(&fake_addr(index)), Some(index));
+        }
+        let real: SocketAddr = "192.0.2.1:1".parse().expect("an address");
+        assert_eq!(fake_index(&to_quinn(real)), None);
+        assert_eq!(canonical(to_quinn(real)), real);
+    }
+}
