@@ -1,0 +1,206 @@
+//! The agent through its public face, in the order of a session's life.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use sluice_path::{Activity, Agent, Event, Kind, Path, Probe, Reason};
+
+/// Two agents, and a network between them that answers at once or not at all.
+struct Pair {
+    tenant: Agent,
+    provider: Agent,
+    now: Instant,
+    blocked: Vec<Path>,
+    tenant_events: Vec<Event>,
+    provider_events: Vec<Event>,
+}
+
+const MS: Duration = Duration::from_millis(1);
+
+fn addr(port: u16) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, 1], port))
+}
+
+impl Pair {
+    #[allow(clippy::disallowed_methods)]
+    fn new() -> Self {
+        let mut pair = Self {
+            tenant: Agent::new(true, 1),
+            provider: Agent::new(false, 2),
+            now: Instant::now(),
+            blocked: Vec::new(),
+            tenant_events: Vec::new(),
+            provider_events: Vec::new(),
+        };
+        pair.tenant.add_relay(1, pair.now);
+        pair.provider.add_relay(1, pair.now);
+        pair
+    }
+
+    fn allow_direct(&mut self) {
+        self.tenant.set_direct_allowed(true, self.now);
+        self.provider.set_direct_allowed(true, self.now);
+    }
+
+    /// Carries probes both ways until `span` has passed, in steps of 5 ms.
+    fn run(&mut self, span: Duration) {
+        let end = self.now + span;
+        while self.now < end {
+            self.now += 5 * MS;
+            self.tenant.handle_timeout(self.now);
+            self.provider.handle_timeout(self.now);
+            for _ in 0..8 {
+                self.carry();
+            }
+        }
+    }
+
+    fn carry(&mut self) {
+        while let Some((path, probe)) = self.tenant.poll_transmit() {
+            if !self.blocked.contains(&path) {
+                self.provider.handle_probe(seen_from(path, 1), probe, self.now);
+            }
+        }
+        while let Some((path, probe)) = self.provider.poll_transmit() {
+            let path = seen_from(path, 2);
+            if !self.blocked.contains(&path) {
+                self.tenant.handle_probe(path, probe, self.now);
+            }
+        }
+        self.tenant_events.extend(std::iter::from_fn(|| self.tenant.poll_event()));
+        self.provider_events.extend(std::iter::from_fn(|| self.provider.poll_event()));
+    }
+
+    fn silence(&mut self, since: Instant) {
+        let activity = Activity { unanswered_since: Some(since), pto: 20 * MS };
+        self.tenant.handle_activity(activity, self.now);
+    }
+}
+
+/// The tenant is at port 1, the provider at port 2; both know the other's.
+fn seen_from(path: Path, port: u16) -> Path {
+    match path {
+        Path::Direct(_) => Path::Direct(addr(port)),
+        Path::Relay(_) => path,
+    }
+}
+
+#[test]
+fn a_session_begins_on_its_relay_before_anything_is_proven() {
+    let pair = Pair::new();
+    assert_eq!(pair.tenant.selected(), Some(Path::Relay(1)));
+    assert_eq!(pair.tenant.rtt(Path::Relay(1)), None);
+}
+
+#[test]
+fn a_direct_path_is_taken_by_both_once_it_was_echoed() {
+    let mut pair = Pair::new();
+    pair.allow_direct();
+    pair.tenant.add_candidates(&[addr(2)], pair.now);
+    pair.run(300 * MS);
+    assert_eq!(pair.tenant.selected(), Some(Path::Direct(addr(2))));
+    assert_eq!(pair.provider.selected(), Some(Path::Direct(addr(1))));
+    let followed = Event::Selected {
+        path: Path::Direct(addr(1)),
+        reason: Reason::Followed,
+        old_dead: false,
+    };
+    assert!(pair.provider_events.contains(&followed));
+}
+
+#[test]
+fn an_address_that_does_not_answer_is_not_a_path() {
+    let mut pair = Pair::new();
+    pair.allow_direct();
+    pair.blocked.push(Path::Direct(addr(2)));
+    pair.tenant.add_candidates(&[addr(2)], pair.now);
+    pair.run(Duration::from_secs(20));
+    assert_eq!(pair.tenant.selected(), Some(Path::Relay(1)));
+    assert_eq!(pair.tenant.rtt(Path::Direct(addr(2))), None);
+}
+
+#[test]
+fn nothing_is_sent_to_an_address_while_direct_paths_are_forbidden() {
+    let mut pair = Pair::new();
+    pair.tenant.add_candidates(&[addr(2)], pair.now);
+    for _ in 0..200 {
+        pair.now += 5 * MS;
+        pair.tenant.handle_timeout(pair.now);
+        while let Some((path, _)) = pair.tenant.poll_transmit() {
+            assert_eq!(path.kind(), Kind::Relayed);
+        }
+    }
+}
+
+#[test]
+fn a_forged_echo_proves_nothing() {
+    let mut pair = Pair::new();
+    pair.allow_direct();
+    pair.tenant.add_candidates(&[addr(2)], pair.now);
+    for token in 0..1000 {
+        pair.tenant.handle_probe(Path::Direct(addr(2)), Probe::Pong { token }, pair.now);
+    }
+    assert_eq!(pair.tenant.selected(), Some(Path::Relay(1)));
+}
+
+#[test]
+fn a_silent_direct_path_is_left_for_the_relay_and_found_again() {
+    let mut pair = Pair::new();
+    pair.allow_direct();
+    pair.tenant.add_candidates(&[addr(2)], pair.now);
+    pair.run(300 * MS);
+    pair.blocked.push(Path::Direct(addr(2)));
+    pair.blocked.push(Path::Direct(addr(1)));
+    let since = pair.now;
+    for _ in 0..20 {
+        pair.silence(since);
+        pair.carry();
+        pair.run(20 * MS);
+        if pair.tenant.selected() == Some(Path::Relay(1)) {
+            break;
+        }
+    }
+    assert_eq!(pair.tenant.selected(), Some(Path::Relay(1)));
+    assert!(pair.now - since >= 250 * MS, "left too early");
+    assert_eq!(pair.provider.selected(), Some(Path::Relay(1)), "the other side follows");
+    pair.blocked.clear();
+    pair.run(Duration::from_secs(5));
+    assert_eq!(pair.tenant.selected(), Some(Path::Direct(addr(2))));
+}
+
+#[test]
+fn a_stall_without_a_rival_that_echoes_changes_nothing() {
+    let mut pair = Pair::new();
+    pair.blocked.push(Path::Relay(1));
+    let since = pair.now;
+    for _ in 0..50 {
+        pair.silence(since);
+        pair.run(20 * MS);
+    }
+    assert_eq!(pair.tenant.selected(), Some(Path::Relay(1)));
+}
+
+#[test]
+fn forbidding_direct_paths_moves_the_session_back() {
+    let mut pair = Pair::new();
+    pair.allow_direct();
+    pair.tenant.add_candidates(&[addr(2)], pair.now);
+    pair.run(300 * MS);
+    pair.tenant.set_direct_allowed(false, pair.now);
+    pair.run(50 * MS);
+    assert_eq!(pair.tenant.selected(), Some(Path::Relay(1)));
+    assert_eq!(pair.provider.selected(), Some(Path::Relay(1)));
+}
+
+#[test]
+fn a_stranger_can_name_only_so_many_addresses() {
+    let mut pair = Pair::new();
+    pair.allow_direct();
+    let many: Vec<_> = (1..=5000).map(addr).collect();
+    pair.tenant.add_candidates(&many, pair.now);
+    let mut probed = std::collections::BTreeSet::new();
+    while let Some((path, _)) = pair.tenant.poll_transmit() {
+        probed.insert(path);
+    }
+    assert!(probed.len() <= sluice_path::CANDIDATES_MAX + 1);
+}
