@@ -12,6 +12,7 @@
 pub mod eth;
 pub mod frame;
 mod ids;
+mod relay_budget;
 mod signed;
 mod ticket;
 mod units;
@@ -20,6 +21,7 @@ pub mod wire;
 pub use eth::{ChannelId, ChannelKey, Domain, EthAddress, Voucher, WalletKey, WalletSignature};
 pub use ids::{FlowId, IdError, LeaseId, ServiceName};
 pub use libp2p_identity::{Keypair, PeerId, PublicKey};
+pub use relay_budget::{RelayBudget, RelayFlow};
 pub use signed::{SignatureError, Topic, sign, verify};
 pub use ticket::{Invite, InviteError, RelayAddr, Ticket, TicketError};
 pub use units::{

@@ -48,7 +48,6 @@ mod tls;
 
 pub use clock::Clock;
 pub use knock::{NoiseKeys, RendezvousError};
-pub use leg::{FlowCounts, LegCounts};
 pub use link::{LinkEvent, LinkState, RelayLink};
 pub use messages::{MessageError, MessageReader, send_message};
 pub use node::{AcceptPolicy, BindError, ConnectError, Node, NodeConfig};

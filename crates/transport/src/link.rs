@@ -9,10 +9,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use sluice_proto::wire::control::{self, control::Kind};
 use sluice_proto::wire::{self, code, pay};
-use sluice_proto::{FlowId, PeerId, RelayAddr, VERSION, frame};
+use sluice_proto::{FlowId, PeerId, RelayAddr, RelayBudget, RelayFlow, VERSION, frame};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::leg::{Leg, LegCounts};
+use crate::leg::Leg;
 use crate::messages::{MessageError, MessageReader, send_message};
 use crate::node::Inner;
 use crate::peer::Command;
@@ -50,6 +50,15 @@ pub enum LinkEvent {
     },
     /// The reservation stands until this unix time, in seconds.
     Reserved(u64),
+    /// A flow to this node stands; its frames are counted here.
+    FlowOpened {
+        /// Its number at this relay.
+        flow: FlowId,
+        /// Its counts.
+        counts: Arc<RelayFlow>,
+    },
+    /// A flow is gone.
+    FlowClosed(FlowId),
     /// The window of the reservation is used up, or open again.
     Unpaid(bool),
     /// The relay is going away within this time.
@@ -114,7 +123,8 @@ pub(crate) struct Shared {
     commands: mpsc::Sender<LinkCommand>,
     pub(crate) observed: Mutex<Option<SocketAddr>>,
     connection: Mutex<Option<quinn::Connection>>,
-    counts: LegCounts,
+    pub(crate) budget: Arc<RelayBudget>,
+    flow_events: Option<mpsc::Sender<LinkEvent>>,
 }
 
 impl RelayLink {
@@ -136,10 +146,24 @@ impl RelayLink {
         *self.0.observed.lock()
     }
 
-    /// Frame bytes over this link since it was made, across reconnections.
+    /// Frame bytes over this link since it was made, across reconnections, and how many may be.
+    /// Unlimited until a meter limits it.
     #[must_use]
-    pub fn counts(&self) -> LegCounts {
-        self.0.counts.clone()
+    pub fn budget(&self) -> Arc<RelayBudget> {
+        self.0.budget.clone()
+    }
+
+    pub(crate) fn opened(&self, flow: FlowId, counts: Arc<RelayFlow>) {
+        if let Some(events) = &self.0.flow_events {
+            // A full queue means that the owner is stuck; it then pays for what it was told of.
+            let _ = events.try_send(LinkEvent::FlowOpened { flow, counts });
+        }
+    }
+
+    pub(crate) fn closed(&self, flow: FlowId) {
+        if let Some(events) = &self.0.flow_events {
+            let _ = events.try_send(LinkEvent::FlowClosed(flow));
+        }
     }
 
     /// Tells the relay how much payload arrived on a flow, which raises what it may send.
@@ -198,7 +222,8 @@ pub(crate) fn start(
         commands,
         observed: Mutex::default(),
         connection: Mutex::default(),
-        counts: LegCounts::default(),
+        budget: RelayBudget::new(u64::MAX),
+        flow_events: events.clone(),
     });
     let link = RelayLink(shared.clone());
     let weak = Arc::downgrade(&shared);
@@ -346,8 +371,7 @@ impl Task {
         self.generation += 1;
         let exported = tls::export(&connection, frame::EXPORTER_LABEL, &welcome.leg.to_be_bytes());
         let observed = wire::decode_addr(&welcome.observed);
-        let counts = self.link.upgrade().map(|s| s.counts.clone()).unwrap_or_default();
-        let leg = Arc::new(Leg::new(self.relay.addr, FlowId(welcome.own_flow), &exported, counts));
+        let leg = Arc::new(Leg::new(self.relay.addr, FlowId(welcome.own_flow), &exported));
         self.node.tables.legs.write().insert(self.relay.addr, Some(leg.clone()));
         if let Some(shared) = self.link.upgrade() {
             *shared.observed.lock() = observed;

@@ -12,11 +12,11 @@ use parking_lot::Mutex;
 use quinn::crypto::rustls::QuicServerConfig;
 use sluice_proto::wire::rendezvous;
 use sluice_proto::wire::{code, control};
-use sluice_proto::{FlowId, Invite, Keypair, PeerId, RelayAddr, Ticket, VERSION};
+use sluice_proto::{FlowId, Invite, Keypair, PeerId, RelayAddr, RelayFlow, Ticket, VERSION};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::knock::{Door, Knocking, NoiseKeys, ProbeSeal, RendezvousError, Timestamps};
-use crate::leg::{FlowCounts, Leg};
+use crate::leg::Leg;
 use crate::link::{self, KnockError, LinkEvent, RelayLink};
 use crate::peer::{Command, Inputs, Peer, RelayedPath, Route};
 use crate::session::{self, Session};
@@ -296,7 +296,7 @@ impl Node {
         };
         let knocked = node.knock(link, &target, false).await?;
         let path = node.tables.next_index() as u32;
-        let counts = Arc::new(FlowCounts::default());
+        let counts = RelayFlow::new(link.0.budget.clone());
         node.tables.flows.write().insert(
             (relay.addr, knocked.flow),
             FlowEntry {
@@ -519,11 +519,12 @@ impl Inner {
         seal: ProbeSeal,
     ) -> RelayedPath {
         let path = self.tables.next_index() as u32;
-        let counts = Arc::new(FlowCounts::default());
+        let counts = RelayFlow::new(link.0.budget.clone());
         let entry =
             FlowEntry { peer: peer.clone(), leg: leg.clone(), counts: counts.clone(), path };
         self.tables.flows.write().insert((leg.relay, flow), entry);
         self.socket.release_held();
+        link.opened(flow, counts.clone());
         RelayedPath { path, link: link.clone(), leg: leg.clone(), flow, counts, seal }
     }
 

@@ -8,11 +8,11 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use quinn_udp::EcnCodepoint;
 use sluice_path::Path;
-use sluice_proto::FlowId;
+use sluice_proto::{FlowId, RelayFlow};
 use tokio::sync::{Notify, mpsc};
 
 use crate::knock::ProbeSeal;
-use crate::leg::{FlowCounts, Leg};
+use crate::leg::Leg;
 use crate::link::RelayLink;
 use crate::tables::fake_addr;
 
@@ -22,7 +22,7 @@ const PROBE_QUEUE: usize = 32;
 /// The way that a session's packets take now.
 #[derive(Debug, Clone)]
 pub(crate) enum Route {
-    Relay { leg: Arc<Leg>, flow: FlowId, counts: Arc<FlowCounts> },
+    Relay { leg: Arc<Leg>, flow: FlowId, counts: Arc<RelayFlow> },
     Direct(SocketAddr),
 }
 
@@ -72,7 +72,7 @@ pub(crate) struct RelayedPath {
     pub(crate) link: RelayLink,
     pub(crate) leg: Arc<Leg>,
     pub(crate) flow: FlowId,
-    pub(crate) counts: Arc<FlowCounts>,
+    pub(crate) counts: Arc<RelayFlow>,
     pub(crate) seal: ProbeSeal,
 }
 

@@ -10,7 +10,7 @@ use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use sluice_path::{Activity, Agent, Event, Kind, Path, Reason};
 use sluice_proto::wire::control::{self, control::Kind as ControlKind};
 use sluice_proto::wire::{code, session as wire_session};
-use sluice_proto::{PeerId, RelayAddr};
+use sluice_proto::{PeerId, RelayAddr, RelayFlow};
 use tokio::sync::{oneshot, watch};
 
 use crate::epoch::{EpochFactory, PathEpoch};
@@ -192,6 +192,15 @@ impl Session {
         self.peer.command(Command::Candidates(decode_candidates(&candidates.addresses)));
     }
 
+    /// The flow that carries the session now, if a relay does, and its link.
+    #[must_use]
+    pub fn relay_flow(&self) -> Option<Arc<RelayFlow>> {
+        match &self.peer.outgoing.lock().route {
+            Some(Route::Relay { counts, .. }) => Some(counts.clone()),
+            Some(Route::Direct(_)) | None => None,
+        }
+    }
+
     /// Whether a relay carries the session now.
     #[must_use]
     pub fn is_relayed(&self) -> bool {
@@ -325,6 +334,7 @@ impl Driver {
             Command::FlowClosed { path, code } => {
                 tracing::debug!(path, code, "flow closed by the relay");
                 if let Some(gone) = self.relays.remove(&path) {
+                    gone.path.link.closed(gone.path.flow);
                     self.agent.remove_relay(path, now);
                     self.knock_again(&gone.path.link);
                 }
@@ -346,6 +356,7 @@ impl Driver {
     fn drop_relays(&mut self, now: Instant) {
         for (number, gone) in std::mem::take(&mut self.relays) {
             let key = (gone.path.route.destination(), gone.path.flow);
+            gone.path.link.closed(gone.path.flow);
             self.node.tables.flows.write().remove(&key);
             self.node.tables.changed();
             self.agent.remove_relay(number, now);

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::RwLock;
-use sluice_proto::FlowId;
+use sluice_proto::{FlowId, RelayFlow};
 
-use crate::leg::{FlowCounts, Leg};
+use crate::leg::Leg;
 use crate::peer::Peer;
 
 /// First 8 bytes of the made-up addresses of sessions: a unique local prefix (RFC 4193).
@@ -55,7 +55,7 @@ pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
 pub(crate) struct FlowEntry {
     pub(crate) peer: Arc<Peer>,
     pub(crate) leg: Arc<Leg>,
-    pub(crate) counts: Arc<FlowCounts>,
+    pub(crate) counts: Arc<RelayFlow>,
     /// Number of the relayed path in the session's agent.
     pub(crate) path: u32,
 }

@@ -223,7 +223,7 @@ impl Sorter {
         if !entry.leg.admit(bytes, header) {
             return None;
         }
-        entry.leg.count_received(&entry.counts, bytes.len());
+        entry.counts.count_received(bytes.len() as u64);
         entry.peer.received();
         entry.peer.relayed_received.fetch_add(bytes.len() as u64, Relaxed);
         let inner = *bytes.get(HEADER_LEN)?;
