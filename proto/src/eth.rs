@@ -117,6 +117,10 @@ impl ChannelKey {
     }
 }
 
+/// Label of the TLS exporter (RFC 8446, section 7.5), with an empty context, that a channel's signer
+/// signs to bind the channel to one connection: [`Domain::bind_digest`].
+pub const BIND_EXPORTER_LABEL: &[u8] = b"sluice channel binding v1";
+
 /// EIP-712 domain `{name: "Sluice Channels", version: "1", chainId, verifyingContract}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Domain {

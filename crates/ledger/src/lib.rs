@@ -1,1 +1,48 @@
-//! Being written.
+//! The ledger: vouchers, leases and channels on disk, in one SQLite file.
+//!
+//! A voucher counts once it is durable. [`Ledger::record_earned`] and [`Ledger::record_signed`]
+//! return only after the transaction that holds the voucher was synced (WAL,
+//! `synchronous = FULL`); a payee acknowledges a voucher after the first, a payer sends one after
+//! the second. So after `kill -9` or a power cut at any instant a payee has lost at most what was
+//! not yet acknowledged, and nobody pays twice.
+//!
+//! - **One writer, group commit.** Writes wait in one bounded queue. Whoever finds the writer idle
+//!   starts it; it takes all that waits, applies it in one transaction and answers everybody, until
+//!   nothing waits. A hundred tenants' vouchers cost one sync. While idle there is no thread.
+//! - **Monotone.** Counts and amounts of a lease never fall. One that does is refused by
+//!   [`LedgerError::NotHigher`], inside the transaction; an identical repeat is fine.
+//! - **Bounded.** The bytes of a voucher are kept for the newest of each lease only. The chain of
+//!   amounts, for audits, keeps at most [`LINKS_MAX`] links a lease: older ones are thinned.
+//! - **It stops rather than lose count.** When a write fails, all that waited are told
+//!   [`LedgerError::Write`]. After a full disk the next write that succeeds heals the ledger; after
+//!   any other failure it accepts nothing more until it is opened anew, since what a failed sync
+//!   left behind is unknown. [`Ledger::health`] tells which.
+//! - **One process.** A lock file beside the ledger keeps a second process out. It is released
+//!   when the last [`Ledger`] is dropped and what it was asked is answered.
+//!
+//! The ledger reads no clock: whoever asks for what is not expired says what time it is. It must be
+//! used inside a tokio runtime.
+
+#![warn(clippy::arithmetic_side_effects, clippy::as_conversions, clippy::float_arithmetic)]
+
+mod channels;
+mod error;
+mod leases;
+mod ledger;
+mod lock;
+mod relay;
+mod rows;
+mod schema;
+mod vouchers;
+mod writer;
+
+pub use error::LedgerError;
+pub use ledger::Ledger;
+pub use relay::{KNOCKS_MAX, Starter};
+pub use rows::{
+    ChannelRow, ChannelStatus, Edge, LeaseRow, Link, RedemptionKind, RedemptionRow, Role,
+    StoredVoucher,
+};
+pub use schema::SCHEMA_VERSION;
+pub use vouchers::LINKS_MAX;
+pub use writer::{Health, QUEUE_MAX};

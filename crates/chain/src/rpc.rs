@@ -1,0 +1,435 @@
+//! A node of an Ethereum-like network over JSON-RPC.
+
+mod node;
+mod tx;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use alloy_primitives::{Address, B256, Bytes, U64, U128, U256};
+use serde_json::json;
+use sluice_proto::{Amount, ChannelId, Domain, EthAddress, Voucher, WalletKey};
+use sluice_settlement::{ChannelEvent, RevertReason, answer, call, channels_code, test_token_code};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
+
+use self::node::{Block, Call, Fault, Node, Receipt};
+use self::tx::Transaction;
+use crate::types::INCLUSION_TIMEOUT;
+use crate::{ChainError, FeeEstimate, Finality, RpcConfig, TxReceipt, View};
+
+/// Chain id of development nodes such as anvil and hardhat, whose accounts are unlocked.
+pub const DEV_CHAIN_ID: u64 = 31_337;
+
+/// Tip that is offered when the node suggests none: 1 gwei.
+const TIP_WEI_DEFAULT: u128 = 1_000_000_000;
+/// First and longest wait between two looks for a receipt.
+const POLL_MIN: Duration = Duration::from_millis(10);
+const POLL_MAX: Duration = Duration::from_secs(2);
+/// Times a transaction is signed anew when another process took its nonce.
+const NONCE_ATTEMPTS: usize = 5;
+/// What [`Rpc::fund_dev`] tops an account's coins up to: 10.
+const GAS_MONEY_WEI: u128 = 10_000_000_000_000_000_000;
+
+/// A connection to a node, and the contracts' addresses there.
+#[derive(Debug, Clone)]
+pub struct Rpc {
+    shared: Arc<Shared>,
+    contract: Option<EthAddress>,
+    token: Option<EthAddress>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    node: Node,
+    chain_id: u64,
+    finality: Finality,
+    /// Held from reading a nonce until its transaction was handed in.
+    nonce: Mutex<()>,
+    /// Held from approving a deposit until it was taken.
+    spending: Mutex<()>,
+}
+
+impl Rpc {
+    pub(crate) async fn connect(cfg: RpcConfig) -> Result<Self, ChainError> {
+        let node = Node::new(&cfg.url)?;
+        let found = node.ask::<U64>("eth_chainId", json!([])).await?.to::<u64>();
+        if let Some(expected) = cfg.chain_id.filter(|expected| *expected != found) {
+            return Err(ChainError::WrongChain { url: node.url, expected, found });
+        }
+        let shared = Shared {
+            node,
+            chain_id: found,
+            finality: cfg.finality,
+            nonce: Mutex::default(),
+            spending: Mutex::default(),
+        };
+        let rpc = Self { shared: Arc::new(shared), contract: cfg.contract, token: cfg.token };
+        rpc.check_contracts().await?;
+        Ok(rpc)
+    }
+
+    pub(crate) fn domain(&self) -> Domain {
+        Domain { chain_id: self.shared.chain_id, contract: self.contract.unwrap_or_default() }
+    }
+
+    pub(crate) const fn contract(&self) -> Option<EthAddress> {
+        self.contract
+    }
+
+    pub(crate) const fn token(&self) -> Option<EthAddress> {
+        self.token
+    }
+
+    pub(crate) fn spending(&self) -> &Mutex<()> {
+        &self.shared.spending
+    }
+
+    pub(crate) fn is_development(&self) -> bool {
+        self.shared.chain_id == DEV_CHAIN_ID
+    }
+
+    /// Both addresses hold what they should; `Channels` computes the same digests as we do.
+    async fn check_contracts(&self) -> Result<(), ChainError> {
+        let chain_id = self.shared.chain_id;
+        for (what, address) in [("Channels", self.contract), ("token", self.token)] {
+            let Some(address) = address else { continue };
+            let code: Bytes =
+                self.node().ask("eth_getCode", json!([hex_address(address), "latest"])).await?;
+            if code.is_empty() {
+                return Err(ChainError::NoContract { what, address, chain_id });
+            }
+        }
+        let Some(address) = self.contract else { return Ok(()) };
+        let probe = Voucher { channel: ChannelId([1; 32]), amount: Amount(2), statement: [3; 32] };
+        let digest = self.try_call(address, call::voucher_digest(&probe), "latest").await;
+        let digest = match digest {
+            Err(Fault::Lost(error)) => return Err(error),
+            Err(Fault::Reverted(_) | Fault::Refused(_) | Fault::Bad(_)) => None,
+            Ok(bytes) => answer::word(&bytes),
+        };
+        if digest == Some(probe.digest(&self.domain())) {
+            Ok(())
+        } else {
+            Err(ChainError::OtherContract { what: "Channels", address, chain_id })
+        }
+    }
+
+    pub(crate) async fn call(
+        &self,
+        to: EthAddress,
+        data: Vec<u8>,
+        view: View,
+    ) -> Result<Vec<u8>, ChainError> {
+        let block = self.block_of(view).await?;
+        self.try_call(to, data, &block).await.map_err(|fault| match fault {
+            Fault::Reverted(reason) => ChainError::Reverted { what: "read the chain", reason },
+            other @ (Fault::Refused(_) | Fault::Lost(_) | Fault::Bad(_)) => {
+                self.node().explain("eth_call", other)
+            }
+        })
+    }
+
+    pub(crate) async fn estimate(
+        &self,
+        what: &'static str,
+        caller: EthAddress,
+        to: EthAddress,
+        data: Vec<u8>,
+    ) -> Result<FeeEstimate, ChainError> {
+        let gas = self.estimate_gas(what, caller, to, &data).await?;
+        let (base, tip) = self.prices().await?;
+        let fee_wei = u128::from(gas).saturating_mul(base.saturating_add(tip));
+        Ok(FeeEstimate { gas, fee_wei })
+    }
+
+    pub(crate) async fn send(
+        &self,
+        what: &'static str,
+        wallet: &WalletKey,
+        to: EthAddress,
+        data: Vec<u8>,
+    ) -> Result<TxReceipt, ChainError> {
+        let account = wallet.address();
+        let gas = self.estimate_gas(what, account, to, &data).await?;
+        let (base, tip) = self.prices().await?;
+        let mut transaction = Transaction {
+            chain_id: self.shared.chain_id,
+            nonce: 0,
+            tip_wei: tip,
+            fee_wei_max: base.saturating_mul(2).saturating_add(tip),
+            gas_limit: gas.saturating_add(gas / 4),
+            to,
+            data,
+        };
+        let hash = self.hand_in(what, wallet, &mut transaction).await?;
+        let receipt = self.included(what, hash).await?;
+        if receipt.status == Some(U64::ZERO) {
+            let reason = self.reason_of(account, &transaction).await;
+            return Err(ChainError::Reverted { what, reason });
+        }
+        self.receipt(hash, &receipt)
+    }
+
+    /// Signs with the next nonce and sends. When the answer is lost the transaction may have
+    /// arrived, so it is waited for like any other.
+    async fn hand_in(
+        &self,
+        what: &'static str,
+        wallet: &WalletKey,
+        transaction: &mut Transaction,
+    ) -> Result<[u8; 32], ChainError> {
+        let account = wallet.address();
+        let _one_at_a_time = self.shared.nonce.lock().await;
+        let mut words = String::new();
+        for _ in 0..NONCE_ATTEMPTS {
+            let params = json!([hex_address(account), "pending"]);
+            transaction.nonce =
+                self.node().ask::<U64>("eth_getTransactionCount", params).await?.to();
+            let (raw, hash) = transaction.sign(wallet);
+            let sent = self
+                .node()
+                .try_ask::<B256>("eth_sendRawTransaction", json!([Bytes::from(raw)]))
+                .await;
+            match sent {
+                Ok(_) | Err(Fault::Lost(_)) => return Ok(hash),
+                Err(Fault::Refused(reason)) if nonce_was_taken(&reason) => words = reason,
+                Err(Fault::Refused(reason)) if lacks_funds(&reason) => {
+                    return Err(ChainError::InsufficientFunds { account, what, reason });
+                }
+                Err(Fault::Reverted(reason)) => return Err(ChainError::Reverted { what, reason }),
+                Err(other) => return Err(self.node().explain("eth_sendRawTransaction", other)),
+            }
+        }
+        Err(self.node().explain("eth_sendRawTransaction", Fault::Refused(words)))
+    }
+
+    /// Waits until the transaction is in a block. Whatever the node says meanwhile, the transaction
+    /// was sent: it is asked again until the time is over.
+    async fn included(&self, what: &'static str, hash: [u8; 32]) -> Result<Receipt, ChainError> {
+        let deadline = Instant::now() + INCLUSION_TIMEOUT;
+        let mut pause = POLL_MIN;
+        let params = json!([B256::from(hash)]);
+        loop {
+            let answer = self.node().try_ask("eth_getTransactionReceipt", &params).await;
+            if let Ok(Some(receipt @ Receipt { block_number: Some(_), .. })) = answer {
+                return Ok(receipt);
+            }
+            if Instant::now() >= deadline {
+                let waited_s = INCLUSION_TIMEOUT.as_secs();
+                return Err(ChainError::Timeout { hash, what, waited_s });
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(POLL_MAX);
+        }
+    }
+
+    /// Why an included transaction failed: asked by trying it again.
+    async fn reason_of(&self, caller: EthAddress, transaction: &Transaction) -> RevertReason {
+        let call = Call {
+            from: Some(caller.0.into()),
+            to: Some(transaction.to.0.into()),
+            data: transaction.data.clone().into(),
+            ..Call::default()
+        };
+        match self.node().try_ask::<Bytes>("eth_call", json!([call, "latest"])).await {
+            Err(Fault::Reverted(reason)) => reason,
+            Ok(_) | Err(_) => RevertReason::Unknown(Vec::new()),
+        }
+    }
+
+    fn receipt(&self, hash: [u8; 32], receipt: &Receipt) -> Result<TxReceipt, ChainError> {
+        let block = receipt.block_number.ok_or_else(|| {
+            self.node().bad_answer("eth_getTransactionReceipt", "no block number".to_owned())
+        })?;
+        let ours = |address: Address| self.contract.is_some_and(|c| c.0 == address.0.0);
+        let events = receipt.logs.iter().filter(|log| ours(log.address)).filter_map(|log| {
+            let topics: Vec<[u8; 32]> = log.topics.iter().map(|topic| topic.0).collect();
+            ChannelEvent::decode(&topics, &log.data)
+        });
+        let price = receipt.effective_gas_price.to::<u128>();
+        let parent_fee = receipt.l1_fee.unwrap_or_default().saturating_to::<u128>();
+        let gas = receipt.gas_used.to::<u64>();
+        Ok(TxReceipt {
+            hash,
+            gas,
+            gas_approval: 0,
+            fee_wei: u128::from(gas).saturating_mul(price).saturating_add(parent_fee),
+            block: block.to(),
+            events: events.collect(),
+        })
+    }
+
+    pub(crate) async fn coin_balance(&self, account: EthAddress) -> Result<u128, ChainError> {
+        let params = json!([hex_address(account), "latest"]);
+        let balance: U256 = self.node().ask("eth_getBalance", params).await?;
+        Ok(balance.saturating_to())
+    }
+
+    pub(crate) async fn now_unix_s(&self) -> Result<u64, ChainError> {
+        self.latest().await.map(|block| block.timestamp.to())
+    }
+
+    // ------------------------------------------------------------ development chains
+
+    pub(crate) async fn deploy_dev(&self) -> Result<Self, ChainError> {
+        self.require_development()?;
+        if self.contract.is_some() && self.token.is_some() {
+            return Ok(self.clone());
+        }
+        let contract = match self.contract {
+            Some(contract) => contract,
+            None => self.deploy(channels_code()).await?,
+        };
+        let token = match self.token {
+            Some(token) => token,
+            None => self.deploy(test_token_code()).await?,
+        };
+        let deployed =
+            Self { shared: Arc::clone(&self.shared), contract: Some(contract), token: Some(token) };
+        deployed.check_contracts().await?;
+        Ok(deployed)
+    }
+
+    pub(crate) async fn fund_dev(
+        &self,
+        account: EthAddress,
+        tokens: Amount,
+    ) -> Result<(), ChainError> {
+        self.require_development()?;
+        let missing = GAS_MONEY_WEI.saturating_sub(self.coin_balance(account).await?);
+        if missing > 0 {
+            let value = Some(U256::from(missing));
+            let call = Call { to: Some(account.0.into()), value, ..Call::default() };
+            self.send_unlocked("give test money", call).await?;
+        }
+        if tokens.0 > 0 {
+            let token = self
+                .token
+                .ok_or(ChainError::NoAddress { what: "token", chain_id: self.shared.chain_id })?;
+            let data = call::mint(account, tokens).into();
+            let call = Call { to: Some(token.0.into()), data, ..Call::default() };
+            self.send_unlocked("give test money", call).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn advance_dev(&self, seconds: u64) -> Result<(), ChainError> {
+        self.require_development()?;
+        let _: serde_json::Value = self.node().ask("evm_increaseTime", json!([seconds])).await?;
+        let _: serde_json::Value = self.node().ask("evm_mine", json!([])).await?;
+        Ok(())
+    }
+
+    async fn deploy(&self, code: Vec<u8>) -> Result<EthAddress, ChainError> {
+        let call = Call { data: code.into(), ..Call::default() };
+        let receipt = self.send_unlocked("deploy a contract", call).await?;
+        let address = receipt.contract_address.ok_or_else(|| {
+            self.node().bad_answer("eth_getTransactionReceipt", "no contract".to_owned())
+        })?;
+        Ok(EthAddress(address.into()))
+    }
+
+    /// Sends from an account whose key the development node holds.
+    async fn send_unlocked(
+        &self,
+        what: &'static str,
+        mut call: Call,
+    ) -> Result<Receipt, ChainError> {
+        let accounts: Vec<Address> = self.node().ask("eth_accounts", json!([])).await?;
+        call.from = Some(*accounts.first().ok_or_else(|| {
+            self.node().bad_answer("eth_accounts", "no unlocked account".to_owned())
+        })?);
+        let hash: B256 = self.node().ask("eth_sendTransaction", json!([call])).await?;
+        let receipt = self.included(what, hash.0).await?;
+        if receipt.status == Some(U64::ZERO) {
+            let reason = RevertReason::Unknown(Vec::new());
+            return Err(ChainError::Reverted { what, reason });
+        }
+        Ok(receipt)
+    }
+
+    fn require_development(&self) -> Result<(), ChainError> {
+        if self.is_development() {
+            Ok(())
+        } else {
+            Err(ChainError::NotDevelopment { chain_id: self.shared.chain_id })
+        }
+    }
+
+    // ------------------------------------------------------------ requests
+
+    fn node(&self) -> &Node {
+        &self.shared.node
+    }
+
+    async fn try_call(&self, to: EthAddress, data: Vec<u8>, block: &str) -> Result<Vec<u8>, Fault> {
+        let call = Call { to: Some(to.0.into()), data: data.into(), ..Call::default() };
+        self.node().try_ask::<Bytes>("eth_call", json!([call, block])).await.map(Into::into)
+    }
+
+    async fn estimate_gas(
+        &self,
+        what: &'static str,
+        caller: EthAddress,
+        to: EthAddress,
+        data: &[u8],
+    ) -> Result<u64, ChainError> {
+        let call = Call {
+            from: Some(caller.0.into()),
+            to: Some(to.0.into()),
+            data: Bytes::copy_from_slice(data),
+            ..Call::default()
+        };
+        match self.node().try_ask::<U64>("eth_estimateGas", json!([call])).await {
+            Ok(gas) => Ok(gas.to()),
+            Err(Fault::Reverted(reason)) => Err(ChainError::Reverted { what, reason }),
+            Err(Fault::Refused(reason)) if lacks_funds(&reason) => {
+                Err(ChainError::InsufficientFunds { account: caller, what, reason })
+            }
+            Err(other) => Err(self.node().explain("eth_estimateGas", other)),
+        }
+    }
+
+    /// Base fee of the newest block and a tip that the node suggests, in wei per gas.
+    async fn prices(&self) -> Result<(u128, u128), ChainError> {
+        let base = self.latest().await?.base_fee_per_gas.to();
+        let tip = match self.node().try_ask::<U128>("eth_maxPriorityFeePerGas", json!([])).await {
+            Ok(tip) => tip.to(),
+            Err(Fault::Lost(error)) => return Err(error),
+            Err(Fault::Reverted(_) | Fault::Refused(_) | Fault::Bad(_)) => TIP_WEI_DEFAULT,
+        };
+        Ok((base, tip))
+    }
+
+    async fn latest(&self) -> Result<Block, ChainError> {
+        self.node().ask("eth_getBlockByNumber", json!(["latest", false])).await
+    }
+
+    /// The block to read at: a name, or a number in hexadecimal.
+    async fn block_of(&self, view: View) -> Result<String, ChainError> {
+        Ok(match (view, self.shared.finality) {
+            (View::Latest, _) | (View::Final, Finality::Confirmations(0 | 1)) => "latest".into(),
+            (View::Final, Finality::Finalized) => "finalized".into(),
+            (View::Final, Finality::Confirmations(count)) => {
+                let latest = self.latest().await?.number.to::<u64>();
+                format!("{:#x}", latest.saturating_sub(count - 1))
+            }
+        })
+    }
+}
+
+fn hex_address(address: EthAddress) -> Address {
+    address.0.into()
+}
+
+/// In the words of the nodes in use: another transaction of the account was faster.
+fn nonce_was_taken(words: &str) -> bool {
+    let words = words.to_ascii_lowercase();
+    words.contains("nonce too low") || words.contains("underpriced")
+}
+
+/// In the words of the nodes in use: the account cannot pay for the gas.
+fn lacks_funds(words: &str) -> bool {
+    words.to_ascii_lowercase().contains("insufficient funds")
+}

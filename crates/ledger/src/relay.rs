@@ -1,0 +1,176 @@
+//! What a node must remember about strangers: starter bytes that it gave, and when they knocked.
+
+use rusqlite::{Connection, OptionalExtension, named_params};
+use sluice_proto::PeerId;
+
+use crate::error::Fault;
+use crate::rows::{count, integer};
+use crate::{Ledger, LedgerError};
+
+/// Most initiators whose newest knock is remembered; the earliest are forgotten first.
+pub const KNOCKS_MAX: u32 = 65_536;
+
+/// Starter bytes that were given.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Starter {
+    /// To this node, ever.
+    pub to_peer: u64,
+    /// To its /24 or /48, ever.
+    pub to_prefix: u64,
+    /// To all, in this month.
+    pub in_month: u64,
+}
+
+impl Ledger {
+    /// How many starter bytes were given to a node, to its `prefix` (as the relay writes a /24 or
+    /// /48), and in `month` (as the relay numbers months) to all.
+    ///
+    /// # Errors
+    /// [`LedgerError::Read`] when the file cannot be read.
+    pub async fn starter_given(
+        &self,
+        peer: PeerId,
+        prefix: String,
+        month: u32,
+    ) -> Result<Starter, LedgerError> {
+        self.read(move |db| starter(db, peer, &prefix, month)).await
+    }
+
+    /// Adds `bytes` to what was given to a node of this prefix in this month. Returns once durable.
+    ///
+    /// # Errors
+    /// [`LedgerError::Range`], [`LedgerError::Write`].
+    pub async fn record_starter(
+        &self,
+        peer: PeerId,
+        prefix: String,
+        month: u32,
+        bytes: u64,
+    ) -> Result<(), LedgerError> {
+        self.write(move |tx| give(tx, peer, &prefix, month, bytes)).await
+    }
+
+    /// The timestamp, in nanoseconds, that an initiator's next rendezvous must exceed.
+    ///
+    /// # Errors
+    /// [`LedgerError::Read`] when the file cannot be read.
+    pub async fn knock_timestamp(&self, peer: PeerId) -> Result<u64, LedgerError> {
+        self.read(move |db| last_knock(db, peer)).await
+    }
+
+    /// Remembers an initiator's newest timestamp, in nanoseconds. Whoever calls refuses timestamps
+    /// far in the future first: when more than [`KNOCKS_MAX`] initiators are known, the earliest is
+    /// forgotten, and from then on its timestamp is what newcomers must exceed.
+    ///
+    /// # Errors
+    /// [`LedgerError::StaleKnock`] when it is not later than [`Self::knock_timestamp`];
+    /// [`LedgerError::Range`], [`LedgerError::Write`].
+    pub async fn record_knock(&self, peer: PeerId, timestamp_ns: u64) -> Result<(), LedgerError> {
+        self.write(move |tx| knock(tx, peer, timestamp_ns, KNOCKS_MAX)).await
+    }
+}
+
+fn starter(db: &Connection, peer: PeerId, prefix: &str, month: u32) -> Result<Starter, Fault> {
+    let starter = db
+        .prepare_cached(
+            "SELECT
+                 (SELECT coalesce(sum(bytes), 0) FROM starter WHERE peer = :peer) AS to_peer,
+                 (SELECT coalesce(sum(bytes), 0) FROM starter WHERE prefix = :prefix) AS to_prefix,
+                 (SELECT coalesce(sum(bytes), 0) FROM starter WHERE month = :month) AS in_month",
+        )?
+        .query_row(
+            named_params! { ":peer": peer.to_bytes(), ":prefix": prefix, ":month": month },
+            |row| {
+                Ok(Starter {
+                    to_peer: count(row, "to_peer")?,
+                    to_prefix: count(row, "to_prefix")?,
+                    in_month: count(row, "in_month")?,
+                })
+            },
+        )?;
+    Ok(starter)
+}
+
+fn give(tx: &Connection, peer: PeerId, prefix: &str, month: u32, bytes: u64) -> Result<(), Fault> {
+    let given = starter(tx, peer, prefix, month)?;
+    // No sum may leave 63 bits, or SQLite could no longer add it up.
+    for sum in [given.to_peer, given.to_prefix, given.in_month] {
+        integer("bytes", sum.saturating_add(bytes))?;
+    }
+    tx.prepare_cached(
+        "INSERT INTO starter (peer, prefix, month, bytes) VALUES (:peer, :prefix, :month, :bytes)
+         ON CONFLICT (peer, prefix, month) DO UPDATE SET bytes = bytes + excluded.bytes",
+    )?
+    .execute(named_params! {
+        ":peer": peer.to_bytes(), ":prefix": prefix, ":month": month,
+        ":bytes": integer("bytes", bytes)?,
+    })?;
+    Ok(())
+}
+
+fn last_knock(db: &Connection, peer: PeerId) -> Result<u64, Fault> {
+    let known = db
+        .prepare_cached("SELECT timestamp_ns FROM knock WHERE peer = ?")?
+        .query_row([peer.to_bytes()], |row| count(row, "timestamp_ns"))
+        .optional()?;
+    match known {
+        Some(timestamp) => Ok(timestamp),
+        None => Ok(db
+            .prepare_cached("SELECT value FROM counter WHERE name = 'knock_floor'")?
+            .query_row([], |row| count(row, "value"))?),
+    }
+}
+
+fn knock(tx: &Connection, peer: PeerId, timestamp_ns: u64, known_max: u32) -> Result<(), Fault> {
+    let timestamp = integer("timestamp_ns", timestamp_ns)?;
+    if timestamp_ns <= last_knock(tx, peer)? {
+        return Err(LedgerError::StaleKnock.into());
+    }
+    tx.prepare_cached(
+        "INSERT INTO knock (peer, timestamp_ns) VALUES (:peer, :timestamp)
+         ON CONFLICT (peer) DO UPDATE SET timestamp_ns = excluded.timestamp_ns",
+    )?
+    .execute(named_params! { ":peer": peer.to_bytes(), ":timestamp": timestamp })?;
+    forget(tx, known_max)
+}
+
+/// Forgets the earliest initiator when there are more than `known_max`, raising the floor to it.
+fn forget(tx: &Connection, known_max: u32) -> Result<(), Fault> {
+    let known: u32 =
+        tx.prepare_cached("SELECT count(*) FROM knock")?.query_row([], |row| row.get(0))?;
+    if known > known_max {
+        tx.prepare_cached(
+            "UPDATE counter SET value = max(value, (SELECT min(timestamp_ns) FROM knock))
+             WHERE name = 'knock_floor'",
+        )?
+        .execute([])?;
+        tx.prepare_cached(
+            "DELETE FROM knock
+             WHERE peer = (SELECT peer FROM knock ORDER BY timestamp_ns LIMIT 1)",
+        )?
+        .execute([])?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(seed: u8) -> PeerId {
+        sluice_proto::Keypair::ed25519_from_bytes([seed; 32]).expect("a key").public().to_peer_id()
+    }
+
+    #[test]
+    fn an_initiator_that_was_forgotten_cannot_be_replayed() {
+        let db = Connection::open_in_memory().expect("opens");
+        db.execute_batch(include_str!("schema/v1.sql")).expect("makes the tables");
+        for (seed, timestamp) in [(1, 10), (2, 20), (3, 30)] {
+            knock(&db, peer(seed), timestamp, 2).expect("is later");
+        }
+        assert_eq!(last_knock(&db, peer(1)).expect("reads"), 10, "the floor is the forgotten one");
+        assert!(matches!(knock(&db, peer(1), 10, 2), Err(Fault::Refused(LedgerError::StaleKnock))));
+        knock(&db, peer(1), 25, 2).expect("is later than the floor");
+        assert_eq!(last_knock(&db, peer(9)).expect("reads"), 20);
+    }
+}

@@ -1,0 +1,278 @@
+//! Vouchers: the newest of each lease, and the chain of amounts.
+
+use bytes::Bytes;
+use prost::Message;
+use rusqlite::{Connection, OptionalExtension, Row, named_params};
+use sluice_proto::wire::pay;
+use sluice_proto::{Amount, ChannelId, LeaseId};
+
+use crate::error::Fault;
+use crate::rows::{amount, bytes, channel, count, integer, outside};
+use crate::{Ledger, LedgerError, Link, Role, StoredVoucher};
+
+/// Most links that are kept for one lease and role. When they are reached, every second one of the
+/// older half goes: some 60 KB a lease however long it lasts, dense where a dispute would be.
+pub const LINKS_MAX: u64 = 1024;
+
+impl Ledger {
+    /// Payee: keeps a voucher that it earned. Returns once it is durable; then it may be
+    /// acknowledged.
+    ///
+    /// # Errors
+    /// [`LedgerError::NotHigher`] when its amount or a count is below what is held; an identical
+    /// repeat is fine, and so is another voucher of the same worth, which replaces it.
+    /// [`LedgerError::UnknownLease`] unless its lease was put before; [`LedgerError::BelowBase`],
+    /// [`LedgerError::Mismatch`], [`LedgerError::Range`]; [`LedgerError::Write`] when it may not be
+    /// counted upon.
+    pub async fn record_earned(&self, voucher: StoredVoucher) -> Result<(), LedgerError> {
+        self.write(move |tx| record(tx, Role::Payee, &voucher)).await
+    }
+
+    /// Payer: keeps a voucher that it signed. Returns once it is durable; then it may be sent.
+    ///
+    /// # Errors
+    /// As [`Self::record_earned`].
+    pub async fn record_signed(&self, voucher: StoredVoucher) -> Result<(), LedgerError> {
+        self.write(move |tx| record(tx, Role::Payer, &voucher)).await
+    }
+
+    /// The newest voucher that was earned on a lease.
+    ///
+    /// # Errors
+    /// [`LedgerError::Read`] when the file cannot be read.
+    pub async fn newest_earned(
+        &self,
+        lease: LeaseId,
+    ) -> Result<Option<StoredVoucher>, LedgerError> {
+        self.read(move |db| newest(db, lease, Role::Payee)).await
+    }
+
+    /// The newest voucher that was signed on a lease.
+    ///
+    /// # Errors
+    /// [`LedgerError::Read`] when the file cannot be read.
+    pub async fn newest_signed(
+        &self,
+        lease: LeaseId,
+    ) -> Result<Option<StoredVoucher>, LedgerError> {
+        self.read(move |db| newest(db, lease, Role::Payer)).await
+    }
+
+    /// The voucher of the highest amount over all leases of a channel: what to redeem, or what the
+    /// next lease begins at.
+    ///
+    /// # Errors
+    /// [`LedgerError::Read`] when the file cannot be read.
+    pub async fn newest_on_channel(
+        &self,
+        channel: ChannelId,
+        role: Role,
+    ) -> Result<Option<StoredVoucher>, LedgerError> {
+        self.read(move |db| newest_on_channel(db, channel, role)).await
+    }
+
+    /// The chain of amounts of a lease, oldest first: every voucher while there are few, thinned
+    /// beyond [`LINKS_MAX`]. The last one's `seq` is how many vouchers there were.
+    ///
+    /// # Errors
+    /// [`LedgerError::Read`] when the file cannot be read.
+    pub async fn vouchers(&self, lease: LeaseId, role: Role) -> Result<Vec<Link>, LedgerError> {
+        self.read(move |db| links(db, lease, role)).await
+    }
+}
+
+/// What is held for a lease and role.
+struct Held {
+    seq: i64,
+    links: i64,
+    up: u64,
+    down: u64,
+    amount: Amount,
+}
+
+/// Where a lease is, and what it says about its money.
+struct Place {
+    lease: i64,
+    base: Amount,
+    channel: Option<ChannelId>,
+}
+
+fn record(tx: &Connection, role: Role, offered: &StoredVoucher) -> Result<(), Fault> {
+    let (up, down) = (integer("up", offered.up)?, integer("down", offered.down)?);
+    let session = integer("session", offered.session)?;
+    let place = place(tx, offered.lease)?.ok_or(LedgerError::UnknownLease(offered.lease))?;
+    agrees(offered, &place)?;
+    let held = held(tx, place.lease, role)?;
+    let moved = moved(offered, held.as_ref())?;
+    let step = i64::from(moved);
+    let (seq, links) = held.map_or((0, 0), |h| (h.seq, h.links));
+    let seq = seq.checked_add(step).ok_or(LedgerError::Range { field: "seq" })?;
+    let links = links.checked_add(step).ok_or(LedgerError::Range { field: "links" })?;
+    let amount = offered.amount.to_bytes();
+    if moved {
+        tx.prepare_cached(
+            "INSERT INTO link (lease, role, seq, up, down, amount)
+             VALUES (:lease, :role, :seq, :up, :down, :amount)",
+        )?
+        .execute(named_params! {
+            ":lease": place.lease, ":role": role, ":seq": seq, ":up": up, ":down": down,
+            ":amount": amount,
+        })?;
+    }
+    let thinned = thin(tx, place.lease, role, links)?;
+    tx.prepare_cached(
+        "INSERT INTO newest (lease, role, seq, up, down, amount, session, voucher, channel, links)
+         VALUES (:lease, :role, :seq, :up, :down, :amount, :session, :voucher, :channel, :links)
+         ON CONFLICT (lease, role) DO UPDATE SET
+             seq = excluded.seq, up = excluded.up, down = excluded.down,
+             amount = excluded.amount, session = excluded.session, voucher = excluded.voucher,
+             channel = excluded.channel, links = excluded.links",
+    )?
+    .execute(named_params! {
+        ":lease": place.lease, ":role": role, ":seq": seq, ":up": up, ":down": down,
+        ":amount": amount, ":session": session, ":voucher": offered.voucher.encode_to_vec(),
+        ":channel": &offered.voucher.channel[..], ":links": links.saturating_sub(thinned),
+    })?;
+    Ok(())
+}
+
+fn place(tx: &Connection, lease: LeaseId) -> Result<Option<Place>, Fault> {
+    let found = tx
+        .prepare_cached("SELECT n, base, channel FROM lease WHERE id = ?")?
+        .query_row([lease.0], |row| {
+            Ok(Place {
+                lease: row.get("n")?,
+                base: amount(row, "base")?,
+                channel: channel(row, "channel")?,
+            })
+        })
+        .optional()?;
+    Ok(found)
+}
+
+/// Whether what was stated beside the voucher is what it and its lease say.
+fn agrees(offered: &StoredVoucher, place: &Place) -> Result<(), LedgerError> {
+    let mismatch = |field| LedgerError::Mismatch { lease: offered.lease, field };
+    let inside = &offered.voucher.amount;
+    if !inside.is_empty() && inside[..] != offered.amount.to_bytes() {
+        return Err(mismatch("amount"));
+    }
+    if place.channel.is_some_and(|channel| channel.0[..] != offered.voucher.channel[..]) {
+        return Err(mismatch("channel"));
+    }
+    if offered.amount < place.base {
+        let (base, offered_amount) = (place.base, offered.amount);
+        return Err(LedgerError::BelowBase { lease: offered.lease, base, offered: offered_amount });
+    }
+    Ok(())
+}
+
+/// Whether the voucher is worth more than what is held, or counts more.
+fn moved(offered: &StoredVoucher, held: Option<&Held>) -> Result<bool, LedgerError> {
+    let Some(held) = held else { return Ok(true) };
+    if offered.amount < held.amount || offered.up < held.up || offered.down < held.down {
+        return Err(LedgerError::NotHigher {
+            lease: offered.lease,
+            held: held.amount,
+            held_up: held.up,
+            held_down: held.down,
+            offered: offered.amount,
+            offered_up: offered.up,
+            offered_down: offered.down,
+        });
+    }
+    Ok((offered.amount, offered.up, offered.down) != (held.amount, held.up, held.down))
+}
+
+fn held(tx: &Connection, lease: i64, role: Role) -> Result<Option<Held>, Fault> {
+    let held = tx
+        .prepare_cached(
+            "SELECT seq, links, up, down, amount FROM newest
+             WHERE lease = :lease AND role = :role",
+        )?
+        .query_row(named_params! { ":lease": lease, ":role": role }, |row| {
+            Ok(Held {
+                seq: row.get("seq")?,
+                links: row.get("links")?,
+                up: count(row, "up")?,
+                down: count(row, "down")?,
+                amount: amount(row, "amount")?,
+            })
+        })
+        .optional()?;
+    Ok(held)
+}
+
+/// Thins the older half of a chain that is full; gives how many links went. The first stays.
+fn thin(tx: &Connection, lease: i64, role: Role, links: i64) -> Result<i64, Fault> {
+    let max = integer("links", LINKS_MAX)?;
+    if links < max {
+        return Ok(0);
+    }
+    let gone = tx.execute(
+        "DELETE FROM link WHERE lease = :lease AND role = :role AND seq IN (
+             SELECT seq FROM (
+                 SELECT seq, row_number() OVER (ORDER BY seq) AS place FROM link
+                 WHERE lease = :lease AND role = :role
+             ) WHERE place % 2 = 0 AND place <= :half
+         )",
+        named_params! { ":lease": lease, ":role": role, ":half": max >> 1 },
+    )?;
+    Ok(i64::try_from(gone).map_err(|_| LedgerError::Range { field: "links" })?)
+}
+
+fn newest(db: &Connection, lease: LeaseId, role: Role) -> Result<Option<StoredVoucher>, Fault> {
+    let found = db
+        .prepare_cached(
+            "SELECT lease.id, newest.* FROM newest JOIN lease ON lease.n = newest.lease
+             WHERE lease.id = :lease AND newest.role = :role",
+        )?
+        .query_row(named_params! { ":lease": lease.0, ":role": role }, voucher)
+        .optional()?;
+    Ok(found)
+}
+
+fn newest_on_channel(
+    db: &Connection,
+    channel: ChannelId,
+    role: Role,
+) -> Result<Option<StoredVoucher>, Fault> {
+    let found = db
+        .prepare_cached(
+            "SELECT lease.id, newest.* FROM newest JOIN lease ON lease.n = newest.lease
+             WHERE newest.channel = :channel AND newest.role = :role
+             ORDER BY newest.amount DESC, newest.lease DESC LIMIT 1",
+        )?
+        .query_row(named_params! { ":channel": channel.0, ":role": role }, voucher)
+        .optional()?;
+    Ok(found)
+}
+
+fn voucher(row: &Row<'_>) -> rusqlite::Result<StoredVoucher> {
+    let encoded: Vec<u8> = row.get("voucher")?;
+    Ok(StoredVoucher {
+        lease: LeaseId(bytes(row, "id")?),
+        up: count(row, "up")?,
+        down: count(row, "down")?,
+        amount: amount(row, "amount")?,
+        voucher: pay::Voucher::decode(Bytes::from(encoded)).map_err(|_| outside(row, "voucher"))?,
+        session: count(row, "session")?,
+    })
+}
+
+fn links(db: &Connection, lease: LeaseId, role: Role) -> Result<Vec<Link>, Fault> {
+    let mut statement = db.prepare_cached(
+        "SELECT link.seq, link.up, link.down, link.amount
+         FROM link JOIN lease ON lease.n = link.lease
+         WHERE lease.id = :lease AND link.role = :role ORDER BY link.seq",
+    )?;
+    let links = statement.query_map(named_params! { ":lease": lease.0, ":role": role }, |row| {
+        Ok(Link {
+            seq: count(row, "seq")?,
+            up: count(row, "up")?,
+            down: count(row, "down")?,
+            amount: amount(row, "amount")?,
+        })
+    })?;
+    Ok(links.collect::<Result<_, _>>()?)
+}

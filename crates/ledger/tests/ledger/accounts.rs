@@ -1,0 +1,299 @@
+//! Vouchers, leases, channels and what a node remembers of strangers.
+
+use proptest::prelude::*;
+use sluice_ledger::{
+    ChannelStatus, Edge, LINKS_MAX, LeaseRow, Ledger, LedgerError, RedemptionKind, RedemptionRow,
+    Role, Starter, StoredVoucher,
+};
+use sluice_proto::{Amount, ChannelId, LeaseId};
+use tempfile::TempDir;
+
+use crate::common::{LEASE, channel, lease, peer, voucher, worth};
+
+async fn ledger() -> (TempDir, Ledger) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let ledger = Ledger::open(&dir.path().join("ledger.db")).expect("opens");
+    ledger.put_lease(lease(LEASE, Role::Payee)).await.expect("puts the lease");
+    (dir, ledger)
+}
+
+#[tokio::test]
+async fn a_voucher_is_given_back_as_it_came_and_outlives_the_handle() {
+    let (dir, ledger) = ledger().await;
+    ledger.record_earned(voucher(LEASE, 5)).await.expect("records");
+    drop(ledger);
+    let ledger = Ledger::open(&dir.path().join("ledger.db")).expect("opens at once");
+    assert_eq!(ledger.newest_earned(LEASE).await, Ok(Some(voucher(LEASE, 5))));
+    assert_eq!(ledger.newest_signed(LEASE).await, Ok(None), "the roles are apart");
+}
+
+#[tokio::test]
+async fn a_repeat_is_fine_and_a_step_back_is_refused() {
+    let (_dir, ledger) = ledger().await;
+    for n in [3, 3, 4] {
+        ledger.record_earned(voucher(LEASE, n)).await.expect("goes forward");
+    }
+    for back in [
+        voucher(LEASE, 3),
+        worth(LEASE, None, 9, 9, 3),
+        worth(LEASE, None, 3, 9, 9),
+        worth(LEASE, None, 9, 3, 4),
+    ] {
+        let refused = ledger.record_earned(back).await.expect_err("goes backwards");
+        assert!(matches!(refused, LedgerError::NotHigher { held: Amount(4), .. }), "{refused}");
+        assert!(!refused.is_fault());
+    }
+    assert_eq!(ledger.newest_earned(LEASE).await, Ok(Some(voucher(LEASE, 4))));
+    let seqs: Vec<_> =
+        ledger.vouchers(LEASE, Role::Payee).await.expect("reads").iter().map(|l| l.seq).collect();
+    assert_eq!(seqs, [1, 2]);
+}
+
+#[tokio::test]
+async fn at_price_zero_counts_rise_while_the_amount_stays() {
+    let (_dir, ledger) = ledger().await;
+    for n in 1..=3 {
+        ledger.record_signed(worth(LEASE, None, n, 2 * n, 0)).await.expect("records");
+    }
+    let refused = ledger.record_signed(worth(LEASE, None, 3, 5, 0)).await;
+    assert!(matches!(refused, Err(LedgerError::NotHigher { .. })));
+    assert_eq!(ledger.vouchers(LEASE, Role::Payer).await.expect("reads").len(), 3);
+}
+
+#[tokio::test]
+async fn a_voucher_of_the_same_worth_replaces_the_last_one() {
+    let (_dir, ledger) = ledger().await;
+    ledger.record_earned(voucher(LEASE, 3)).await.expect("records");
+    let again = StoredVoucher { session: 2, ..voucher(LEASE, 3) };
+    ledger.record_earned(again.clone()).await.expect("is worth the same");
+    assert_eq!(ledger.newest_earned(LEASE).await, Ok(Some(again)));
+    assert_eq!(ledger.vouchers(LEASE, Role::Payee).await.expect("reads").len(), 1);
+}
+
+#[tokio::test]
+async fn a_voucher_that_is_not_what_was_said_of_it_is_refused() {
+    let (_dir, ledger) = ledger().await;
+    let id = channel(Role::Payee).id;
+    let row = LeaseRow { channel: Some(id), base: Amount(10), ..lease(LEASE, Role::Payee) };
+    ledger.put_lease(row).await.expect("updates");
+    let refused = |voucher| async { ledger.record_earned(voucher).await.expect_err("is refused") };
+
+    let foreign = refused(voucher(LeaseId([9; 32]), 1)).await;
+    assert_eq!(foreign, LedgerError::UnknownLease(LeaseId([9; 32])));
+    let cheap = refused(worth(LEASE, Some(id), 1, 1, 9)).await;
+    assert!(matches!(cheap, LedgerError::BelowBase { base: Amount(10), .. }));
+    let other = refused(worth(LEASE, Some(ChannelId([0; 32])), 1, 1, 11)).await;
+    assert_eq!(other, LedgerError::Mismatch { lease: LEASE, field: "channel" });
+    let mut swapped = worth(LEASE, Some(id), 1, 1, 11);
+    swapped.amount = Amount(12);
+    assert_eq!(refused(swapped).await, LedgerError::Mismatch { lease: LEASE, field: "amount" });
+    let huge = refused(worth(LEASE, Some(id), u64::MAX, 1, 11)).await;
+    assert_eq!(huge, LedgerError::Range { field: "up" });
+
+    let most = worth(LEASE, Some(id), 1, 1, u128::MAX);
+    ledger.record_earned(most.clone()).await.expect("amounts fill 128 bits");
+    assert_eq!(ledger.newest_earned(LEASE).await, Ok(Some(most)));
+}
+
+#[tokio::test]
+async fn the_chain_of_amounts_is_thinned_and_keeps_its_ends() {
+    let (_dir, ledger) = ledger().await;
+    let total = 3 * LINKS_MAX;
+    for n in 1..=total {
+        let ledger = ledger.clone();
+        // Not awaited one by one, so that they share syncs.
+        let write = tokio::spawn(async move { ledger.record_earned(voucher(LEASE, n)).await });
+        if n % 256 == 0 {
+            write.await.expect("runs").expect("records");
+        } else {
+            tokio::task::yield_now().await;
+        }
+    }
+    let links = ledger.vouchers(LEASE, Role::Payee).await.expect("reads");
+    assert!(links.len() < usize::try_from(LINKS_MAX).expect("fits"));
+    assert_eq!(links.first().map(|l| l.seq), Some(1));
+    assert_eq!(links.last().map(|l| (l.seq, l.up)), Some((total, total)));
+    assert!(links.is_sorted_by(|a, b| a.seq < b.seq && a.amount < b.amount));
+}
+
+#[tokio::test]
+async fn the_dearest_voucher_of_a_channel_is_found_over_its_leases() {
+    let (_dir, ledger) = ledger().await;
+    let id = channel(Role::Payee).id;
+    for (n, amount) in [(1, 10), (2, 40), (3, 20)] {
+        let lease_id = LeaseId([n + 10; 32]);
+        ledger
+            .put_lease(LeaseRow { channel: Some(id), ..lease(lease_id, Role::Payee) })
+            .await
+            .expect("puts the lease");
+        ledger.record_earned(worth(lease_id, Some(id), 1, 1, amount)).await.expect("records");
+    }
+    let newest = ledger.newest_on_channel(id, Role::Payee).await.expect("reads");
+    assert_eq!(newest.map(|v| v.amount), Some(Amount(40)));
+    assert_eq!(ledger.newest_on_channel(id, Role::Payer).await, Ok(None));
+}
+
+#[tokio::test]
+async fn a_lease_is_found_until_it_is_closed_or_expired() {
+    let (_dir, ledger) = ledger().await;
+    let newer = lease(LeaseId([2; 32]), Role::Payee);
+    ledger.put_lease(newer.clone()).await.expect("puts");
+    ledger.put_lease(LeaseRow { sessions: 2, ..newer.clone() }).await.expect("updates");
+    let asked = peer(7);
+    let found = ledger.lease_with(asked, Edge::Tenant, Role::Payee, 999).await.expect("reads");
+    assert_eq!(found, Some(LeaseRow { sessions: 2, ..newer.clone() }));
+    assert_eq!(ledger.lease_with(asked, Edge::Tenant, Role::Payee, 1_000).await, Ok(None));
+    assert_eq!(ledger.lease_with(asked, Edge::Relay, Role::Payee, 0).await, Ok(None));
+    assert_eq!(ledger.lease_with(asked, Edge::Tenant, Role::Payer, 0).await, Ok(None));
+    assert_eq!(ledger.lease_with(peer(8), Edge::Tenant, Role::Payee, 0).await, Ok(None));
+
+    let closed = LeaseRow { sessions: 2, closed: true, ..newer };
+    ledger.put_lease(closed).await.expect("closes");
+    let found = ledger.lease_with(asked, Edge::Tenant, Role::Payee, 0).await.expect("reads");
+    assert_eq!(found, Some(lease(LEASE, Role::Payee)), "the older one is still open");
+    assert_eq!(ledger.leases().await.expect("reads").len(), 2);
+}
+
+#[tokio::test]
+async fn what_was_signed_of_a_lease_does_not_change() {
+    let (_dir, ledger) = ledger().await;
+    let held = lease(LEASE, Role::Payee);
+    let changes = [
+        ("edge", LeaseRow { edge: Edge::Relay, ..held.clone() }),
+        ("role", LeaseRow { role: Role::Payer, ..held.clone() }),
+        ("peer", LeaseRow { peer: peer(9), ..held.clone() }),
+        ("terms", LeaseRow { terms: vec![8, 1].into(), ..held.clone() }),
+        ("sessions", LeaseRow { sessions: 0, ..held.clone() }),
+    ];
+    for (field, changed) in changes {
+        let refused = ledger.put_lease(changed).await;
+        assert_eq!(refused, Err(LedgerError::Mismatch { lease: LEASE, field }));
+    }
+    let nonsense = LeaseRow { id: LeaseId([4; 32]), terms: vec![0xFF; 9].into(), ..held };
+    assert!(matches!(ledger.put_lease(nonsense).await, Err(LedgerError::Terms { .. })));
+}
+
+#[tokio::test]
+async fn a_channel_and_what_was_done_to_it_are_remembered() {
+    let (_dir, ledger) = ledger().await;
+    let mut row = channel(Role::Payer);
+    let redemption = RedemptionRow {
+        channel: row.id,
+        kind: RedemptionKind::Open,
+        amount: row.deposit,
+        tx: [1; 32],
+        gas: 90_000,
+        at_unix_s: 5,
+    };
+    assert_eq!(
+        ledger.record_redemption(redemption.clone()).await,
+        Err(LedgerError::UnknownChannel(row.id))
+    );
+    ledger.put_channel(row.clone()).await.expect("puts");
+    assert_eq!(ledger.channel_with(peer(7), Role::Payer).await, Ok(Some(row.clone())));
+    assert_eq!(ledger.channel_with(peer(7), Role::Payee).await, Ok(None));
+    let close = RedemptionRow { kind: RedemptionKind::Close, tx: [2; 32], ..redemption.clone() };
+    for done in [&redemption, &redemption, &close] {
+        ledger.record_redemption(done.clone()).await.expect("records");
+    }
+    assert_eq!(ledger.redemptions(row.id).await, Ok(vec![redemption, close]));
+    row.status = ChannelStatus::Closed;
+    ledger.put_channel(row.clone()).await.expect("updates");
+    assert_eq!(ledger.channel_with(peer(7), Role::Payer).await, Ok(None));
+    assert_eq!(ledger.channel(row.id).await, Ok(Some(row.clone())));
+    assert_eq!(ledger.channels().await, Ok(vec![row]));
+}
+
+#[tokio::test]
+async fn starter_bytes_add_up_by_node_by_prefix_and_by_month() {
+    let (_dir, ledger) = ledger().await;
+    let home = || "192.0.2.0/24".to_owned();
+    for (seed, month, bytes) in [(1, 1, 10), (1, 1, 5), (1, 2, 7), (2, 2, 100)] {
+        ledger.record_starter(peer(seed), home(), month, bytes).await.expect("records");
+    }
+    let given = ledger.starter_given(peer(1), home(), 2).await.expect("reads");
+    assert_eq!(given, Starter { to_peer: 22, to_prefix: 122, in_month: 107 });
+    let stranger = ledger.starter_given(peer(3), "2001:db8::/48".to_owned(), 3).await;
+    assert_eq!(stranger, Ok(Starter::default()));
+    let refused = ledger.record_starter(peer(4), home(), 3, u64::MAX >> 1).await;
+    assert_eq!(refused, Err(LedgerError::Range { field: "bytes" }));
+}
+
+#[tokio::test]
+async fn a_knock_is_accepted_once() {
+    let (_dir, ledger) = ledger().await;
+    assert_eq!(ledger.knock_timestamp(peer(1)).await, Ok(0));
+    ledger.record_knock(peer(1), 10).await.expect("is the first");
+    assert_eq!(ledger.record_knock(peer(1), 10).await, Err(LedgerError::StaleKnock));
+    ledger.record_knock(peer(1), 11).await.expect("is later");
+    ledger.record_knock(peer(2), 5).await.expect("another's clock is its own");
+    assert_eq!(ledger.knock_timestamp(peer(1)).await, Ok(11));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_tenants_at_once_each_keep_their_own() {
+    let (_dir, ledger) = ledger().await;
+    let tenants = (0..100_u8).map(|n| {
+        let ledger = ledger.clone();
+        tokio::spawn(async move {
+            let id = LeaseId([n + 100; 32]);
+            ledger.put_lease(lease(id, Role::Payee)).await.expect("puts");
+            for i in 1..=10 {
+                ledger.record_earned(voucher(id, i + u64::from(n))).await.expect("records");
+            }
+        })
+    });
+    for tenant in tenants.collect::<Vec<_>>() {
+        tenant.await.expect("runs");
+    }
+    for n in 0..100_u8 {
+        let newest = ledger.newest_earned(LeaseId([n + 100; 32])).await.expect("reads");
+        assert_eq!(newest.map(|v| v.up), Some(10 + u64::from(n)));
+    }
+}
+
+/// What the ledger must do, as simply as can be said.
+#[derive(Default)]
+struct Model {
+    newest: Option<(u128, u64, u64)>,
+}
+
+impl Model {
+    fn accepts(&mut self, (amount, up, down): (u128, u64, u64)) -> bool {
+        let rises = self.newest.is_none_or(|(a, u, d)| amount >= a && up >= u && down >= d);
+        if rises {
+            self.newest = Some((amount, up, down));
+        }
+        rises
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn accounts_never_fall_whatever_is_offered_and_whenever_it_is_reopened(
+        offers in prop::collection::vec(((0_u128..8, 0_u64..8, 0_u64..8), prop::bool::weighted(0.1)), 1..40),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("builds");
+        runtime.block_on(async {
+            let (dir, mut ledger) = ledger().await;
+            let mut model = Model::default();
+            for ((amount, up, down), reopen) in offers {
+                let accepted =
+                    ledger.record_earned(worth(LEASE, None, up, down, amount)).await.is_ok();
+                assert_eq!(accepted, model.accepts((amount, up, down)));
+                if reopen {
+                    drop(ledger);
+                    ledger = Ledger::open(&dir.path().join("ledger.db")).expect("opens");
+                }
+                let newest = ledger.newest_earned(LEASE).await.expect("reads");
+                assert_eq!(newest.map(|v| (v.amount.0, v.up, v.down)), model.newest);
+            }
+            let links = ledger.vouchers(LEASE, Role::Payee).await.expect("reads");
+            assert!(links.is_sorted_by(|a, b| {
+                a.seq < b.seq && a.amount <= b.amount && a.up <= b.up && a.down <= b.down
+            }));
+        });
+    }
+}
