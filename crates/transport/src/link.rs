@@ -56,6 +56,15 @@ pub enum LinkEvent {
         flow: FlowId,
         /// Its counts.
         counts: Arc<RelayFlow>,
+        /// The static key of whoever knocked.
+        initiator: [u8; 32],
+    },
+    /// Payload arrived on a flow, in all: tell the relay with [`RelayLink::grant`].
+    Delivered {
+        /// The flow.
+        flow: FlowId,
+        /// Bytes of payload.
+        delivered: u64,
     },
     /// A flow is gone.
     FlowClosed(FlowId),
@@ -153,17 +162,19 @@ impl RelayLink {
         self.0.budget.clone()
     }
 
-    pub(crate) fn opened(&self, flow: FlowId, counts: Arc<RelayFlow>) {
+    pub(crate) fn opened(&self, flow: FlowId, counts: Arc<RelayFlow>, initiator: [u8; 32]) {
+        // A full queue means that the owner is stuck; it then pays for what it was told of.
+        self.tell(LinkEvent::FlowOpened { flow, counts, initiator });
+    }
+
+    pub(crate) fn tell(&self, event: LinkEvent) {
         if let Some(events) = &self.0.flow_events {
-            // A full queue means that the owner is stuck; it then pays for what it was told of.
-            let _ = events.try_send(LinkEvent::FlowOpened { flow, counts });
+            let _ = events.try_send(event);
         }
     }
 
     pub(crate) fn closed(&self, flow: FlowId) {
-        if let Some(events) = &self.0.flow_events {
-            let _ = events.try_send(LinkEvent::FlowClosed(flow));
-        }
+        self.tell(LinkEvent::FlowClosed(flow));
     }
 
     /// Tells the relay how much payload arrived on a flow, which raises what it may send.

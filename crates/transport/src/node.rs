@@ -314,7 +314,7 @@ impl Node {
         let crypto = tls::client_config(&node.key, ticket.peer, sluice_proto::ALPN_SESSION)
             .map_err(|e| ConnectError::Failed(e.to_string()))?;
         let mut config = quinn::ClientConfig::new(crypto);
-        config.transport_config(session::transport(&epoch, node.idle_timeout));
+        config.transport_config(session::transport(&epoch, node.idle_timeout, session::RECEIVE_WINDOW));
         let connecting = node
             .endpoint
             .connect_with(config, peer.addr, "sluice")
@@ -461,7 +461,7 @@ impl Inner {
         let flow = FlowId(message.flow);
         match known {
             Some(peer) if resume && self.initiators.lock().get(&session) == Some(&initiator) => {
-                let path = self.register_flow(&peer, link, leg, flow, seal);
+                let path = self.register_flow(&peer, link, leg, flow, seal, initiator);
                 peer.command(Command::Relayed(Box::new(path)));
             }
             None if !resume => {
@@ -491,7 +491,7 @@ impl Inner {
         self.tables.peers.write().insert(index, peer.clone());
         self.tables.probes.write().insert(session, peer.clone());
         self.initiators.lock().insert(session, initiator);
-        let path = self.register_flow(&peer, link, leg, flow, seal);
+        let path = self.register_flow(&peer, link, leg, flow, seal, initiator);
         let route =
             Route::Relay { leg: path.leg.clone(), flow: path.flow, counts: path.counts.clone() };
         self.socket.set_route(&peer, Some(route));
@@ -517,6 +517,7 @@ impl Inner {
         leg: &Arc<Leg>,
         flow: FlowId,
         seal: ProbeSeal,
+        initiator: [u8; 32],
     ) -> RelayedPath {
         let path = self.tables.next_index() as u32;
         let counts = RelayFlow::new(link.0.budget.clone());
@@ -524,7 +525,7 @@ impl Inner {
             FlowEntry { peer: peer.clone(), leg: leg.clone(), counts: counts.clone(), path };
         self.tables.flows.write().insert((leg.relay, flow), entry);
         self.socket.release_held();
-        link.opened(flow, counts.clone());
+        link.opened(flow, counts.clone(), initiator);
         RelayedPath { path, link: link.clone(), leg: leg.clone(), flow, counts, seal }
     }
 
@@ -546,6 +547,10 @@ impl Inner {
         self.tables.remove_peer(peer);
     }
 
+    pub(crate) fn links(&self) -> Vec<RelayLink> {
+        self.links.lock().iter().filter_map(std::sync::Weak::upgrade).map(RelayLink).collect()
+    }
+
     /// Where this node may be reached, as far as it knows: what its relays see, and the address
     /// of the interface that leads to each relay.
     pub(crate) fn local_candidates(&self) -> Vec<SocketAddr> {
@@ -554,14 +559,13 @@ impl Inner {
         if !bound.ip().is_unspecified() {
             out.push(bound);
         }
-        let links: Vec<_> = self.links.lock().iter().filter_map(std::sync::Weak::upgrade).collect();
-        for link in links {
+        for link in self.links() {
             if bound.ip().is_unspecified()
-                && let Some(ip) = interface_towards(link.relay.addr)
+                && let Some(ip) = interface_towards(link.relay().addr)
             {
                 out.push(SocketAddr::new(ip, bound.port()));
             }
-            out.extend(*link.observed.lock());
+            out.extend(link.observed());
         }
         out.sort();
         out.dedup();
@@ -615,7 +619,7 @@ async fn begin(
 ) -> Option<Session> {
     let guard = Registered { node: node.clone(), peer: Some(expected.peer.clone()) };
     let mut config = quinn::ServerConfig::with_crypto(node.server_crypto.clone());
-    config.transport_config(session::transport(&expected.epoch, node.idle_timeout));
+    config.transport_config(session::transport(&expected.epoch, node.idle_timeout, session::ACCEPT_WINDOW));
     // To quinn a session's peer never moves.
     config.migration(false);
     let connecting = incoming.accept_with(Arc::new(config)).ok()?;

@@ -26,7 +26,10 @@ const MTU_MIN: u16 = 1200;
 /// Bytes in flight to us on one stream: 1 Gbit/s at 60 ms, with room.
 const STREAM_WINDOW: u32 = 10 << 20;
 /// Bytes in flight to us on all streams: the largest metering window.
-const RECEIVE_WINDOW: u32 = 16 << 20;
+pub(crate) const RECEIVE_WINDOW: u32 = 16 << 20;
+/// The same for whoever accepts a session, until its payload is counted: see
+/// [`Session::set_delivered`].
+pub(crate) const ACCEPT_WINDOW: u32 = 48 << 10;
 /// Unacknowledged bytes that we keep for a peer.
 const SEND_WINDOW: u64 = 16 << 20;
 /// TCP connections at a time in one session.
@@ -38,8 +41,13 @@ const LINGER: Duration = Duration::from_millis(500);
 /// Waits between knocks that bring a lost flow back.
 const KNOCK_AGAIN: [u64; 4] = [0, 250, 1000, 3000];
 
-/// Transport parameters of a session; its congestion controller follows `epoch`.
-pub(crate) fn transport(epoch: &Arc<PathEpoch>, idle: Duration) -> Arc<TransportConfig> {
+/// Transport parameters of a session; its congestion controller follows `epoch`. Whoever accepts
+/// begins with a small `receive_window`, since it pays the relay for what it is sent.
+pub(crate) fn transport(
+    epoch: &Arc<PathEpoch>,
+    idle: Duration,
+    receive_window: u32,
+) -> Arc<TransportConfig> {
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(MTU_MAX);
     let mut config = TransportConfig::default();
@@ -49,7 +57,7 @@ pub(crate) fn transport(epoch: &Arc<PathEpoch>, idle: Duration) -> Arc<Transport
         .mtu_discovery_config(Some(mtu))
         .initial_rtt(Duration::from_millis(100))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
-        .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
+        .receive_window(VarInt::from_u32(receive_window))
         .send_window(SEND_WINDOW)
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
         .max_concurrent_uni_streams(VarInt::from_u32(1))
@@ -162,7 +170,7 @@ impl Session {
     /// Keying material of this session alone, for signatures that must not be moved to another.
     #[must_use]
     pub fn exporter(&self) -> [u8; 32] {
-        tls::export(&self.connection, b"sluice channel binding v1", b"")
+        tls::export(&self.connection, sluice_proto::eth::BIND_EXPORTER_LABEL, b"")
     }
 
     /// Packet bytes so far.
@@ -190,6 +198,26 @@ impl Session {
     /// Where the other side says it may be reached.
     pub fn add_candidates(&self, candidates: &wire_session::Candidates) {
         self.peer.command(Command::Candidates(decode_candidates(&candidates.addresses)));
+    }
+
+    /// Tells how much payload was delivered to this side's services, in all: raises what a relay may
+    /// send, and, while a relay carries the session, sets the receive window that keeps an honest
+    /// sender within it.
+    pub fn set_delivered(&self, delivered: u64) {
+        let route = self.peer.outgoing.lock().route.clone();
+        let window = match route {
+            Some(Route::Relay { leg, flow, .. }) => {
+                let event = crate::LinkEvent::Delivered { flow, delivered };
+                let links = self.node.links();
+                if let Some(link) = links.into_iter().find(|l| l.relay().addr == leg.relay) {
+                    link.tell(event);
+                }
+                u64::from(ACCEPT_WINDOW) + delivered / 8 * 3
+            }
+            Some(Route::Direct(_)) | None => u64::from(RECEIVE_WINDOW),
+        };
+        let window = u32::try_from(window).unwrap_or(u32::MAX).min(RECEIVE_WINDOW);
+        self.connection.set_receive_window(VarInt::from_u32(window));
     }
 
     /// The flow that carries the session now, if a relay does, and its link.
@@ -480,5 +508,6 @@ async fn resume(
         .knocking
         .finish(target.session, &sealed)
         .map_err(|e| crate::ConnectError::WrongPeer(e.to_string()))?;
-    Ok(node.register_flow(peer, link, &knocked.leg, knocked.flow, seal))
+    let us = node.noise.public();
+    Ok(node.register_flow(peer, link, &knocked.leg, knocked.flow, seal, us))
 }

@@ -1,0 +1,367 @@
+//! From the command line to a running role.
+
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use sluice_chain::{Chain, Finality as ChainFinality, RpcConfig};
+use sluice_ledger::Ledger;
+use sluice_proto::{Amount, Price, RelayAddr, ServiceName, Ticket, WalletKey};
+use sluice_transport::Clock;
+use sluice_tunnel::Services;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{
+    Cli, Command, ConfigCommand, ConnectArgs, DemoArgs, ProvideArgs, RelayArgs,
+};
+use crate::config::{ChainChoice, Config, Expose, Finality, Map, parse_relay};
+use crate::demo::{self, DemoOptions};
+use crate::roles::{
+    Connect, ConnectOptions, Identity, Money, Provide, ProvideOptions, RelayOptions, Report,
+    Reporter, start_relay, wait_for_stop,
+};
+use crate::state::State;
+
+/// A relay that is told to stop gives its clients so long to leave.
+const DRAIN: Duration = Duration::from_secs(10);
+/// What a role's wallet is given on an embedded chain, whose money is play money.
+const PLAY_MONEY: Amount = Amount(1_000_000_000_000);
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// What went wrong, where, and what to do.
+pub fn run(cli: Cli) -> Result<()> {
+    if let Command::Config(command) = &cli.command {
+        return run_config(command, cli.config.as_deref());
+    }
+    let mut config = Config::load(cli.config.as_deref())?;
+    merge(&mut config, &cli.command)?;
+    config.check()?;
+    start_log(cli.log.as_deref())?;
+    let threads = match config.node.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build()
+        .context("failed to start the runtime")?;
+    let done = runtime.block_on(async {
+        match cli.command {
+            Command::Demo(args) => run_demo(args, cli.json).await,
+            Command::Relay(_) => run_relay(&config, cli.json).await,
+            Command::Provide(_) => run_provide(&config, cli.json).await,
+            Command::Connect(_) => run_connect(&config, cli.json).await,
+            Command::Config(_) => Ok(()),
+        }
+    });
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    done
+}
+
+fn start_log(filter: Option<&str>) -> Result<()> {
+    let filter = EnvFilter::try_new(filter.unwrap_or("warn"))
+        .context("the log filter is not valid: write a level such as info, or module=level")?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    Ok(())
+}
+
+fn print(text: &str) {
+    // A closed pipe is the reader's wish.
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+fn run_config(command: &ConfigCommand, path: Option<&Path>) -> Result<()> {
+    match command {
+        ConfigCommand::Example => print(Config::example().trim_end()),
+        ConfigCommand::Check => {
+            Config::load(path)?.check()?;
+            print("The configuration is fine.");
+        }
+    }
+    Ok(())
+}
+
+/// Lets flags override the file.
+fn merge(config: &mut Config, command: &Command) -> Result<()> {
+    match command {
+        Command::Relay(args) => merge_relay(config, args),
+        Command::Provide(args) => return merge_provide(config, args),
+        Command::Connect(args) => return merge_connect(config, args),
+        Command::Demo(_) | Command::Config(_) => {}
+    }
+    Ok(())
+}
+
+fn set<T: Clone>(target: &mut T, flag: &Option<T>) {
+    if let Some(value) = flag {
+        target.clone_from(value);
+    }
+}
+
+fn merge_relay(config: &mut Config, args: &RelayArgs) {
+    set(&mut config.relay.bind, &args.bind);
+    set(&mut config.relay.price, &args.price);
+    config.relay.public_addr = args.public_addr.or(config.relay.public_addr);
+    config.node.state_dir = args.state_dir.clone().or(config.node.state_dir.take());
+}
+
+fn merge_provide(config: &mut Config, args: &ProvideArgs) -> Result<()> {
+    if !args.expose.is_empty() {
+        let parse = |s: &String| Expose::parse(s).with_context(|| format!("--expose {s}"));
+        config.provide.expose = args.expose.iter().map(parse).collect::<Result<_>>()?;
+    }
+    if !args.relay.is_empty() {
+        let parse = |s: &String| parse_relay(s).with_context(|| format!("--relay {s}"));
+        config.provide.relays = args.relay.iter().map(parse).collect::<Result<_>>()?;
+    }
+    set(&mut config.provide.price_up, &args.price_up);
+    set(&mut config.provide.price_down, &args.price_down);
+    set(&mut config.node.direct, &args.direct);
+    set(&mut config.node.bind, &args.bind);
+    config.node.state_dir = args.state_dir.clone().or(config.node.state_dir.take());
+    Ok(())
+}
+
+fn merge_connect(config: &mut Config, args: &ConnectArgs) -> Result<()> {
+    if !args.map.is_empty() {
+        let parse = |s: &String| Map::parse(s).with_context(|| format!("--map {s}"));
+        config.connect.map = args.map.iter().map(parse).collect::<Result<_>>()?;
+    }
+    config.connect.ticket = args.ticket.clone().or(config.connect.ticket.take());
+    set(&mut config.connect.deposit, &args.deposit);
+    set(&mut config.connect.max_price_up, &args.max_price_up);
+    set(&mut config.connect.max_price_down, &args.max_price_down);
+    config.connect.direct = args.direct.or(config.connect.direct);
+    set(&mut config.node.bind, &args.bind);
+    config.node.state_dir = args.state_dir.clone().or(config.node.state_dir.take());
+    Ok(())
+}
+
+async fn run_demo(args: DemoArgs, json: bool) -> Result<()> {
+    let options = DemoOptions {
+        bytes: args.megabytes.saturating_mul(1_000_000),
+        file: args.file,
+        rpc: args.rpc.map(|url| (url, args.chain_id)),
+        quiet: json,
+    };
+    let bill = tokio::select! {
+        bill = demo::run(options) => bill?,
+        why = wait_for_stop() => bail!("stopped by {why}; nothing was settled, and the demo's play money is gone"),
+    };
+    if json {
+        print(&serde_json::to_string(&bill)?);
+    } else {
+        print(&bill.to_string());
+    }
+    anyhow::ensure!(bill.sha256_ok, "what came is not what was served");
+    Ok(())
+}
+
+/// Keys, ledger and money of a role.
+struct Desk {
+    identity: Identity,
+    ledger: Ledger,
+    money: Option<Money>,
+    /// Keeps the directory locked.
+    state: State,
+}
+
+async fn open_desk(config: &Config, role: &str) -> Result<Desk> {
+    let dir = match &config.node.state_dir {
+        Some(dir) => dir.clone(),
+        None => State::default_dir(role)?,
+    };
+    let state = State::open(&dir, role)?;
+    let mut identity = Identity::from_state(&state);
+    let payee = match role {
+        "connect" => &config.wallet.payer,
+        _ => &config.wallet.payee,
+    };
+    if let Some(path) = payee {
+        identity.wallet = State::wallet_at(path)?;
+    }
+    let ledger = Ledger::open(&state.ledger_path())?;
+    let payout = match role {
+        "relay" => config.relay.payout,
+        _ => config.provide.payout,
+    };
+    let chain = open_chain(config, &state).await?;
+    let money = match chain {
+        Some(chain) => {
+            let wallet = identity.wallet.clone();
+            give_play_money(&chain, &wallet).await?;
+            let payout = payout.unwrap_or_else(|| wallet.address());
+            let period_s = u32::try_from(config.chain.period.as_secs()).unwrap_or(u32::MAX);
+            Some(Money { chain, wallet, payout, period_s })
+        }
+        None => None,
+    };
+    Ok(Desk { identity, ledger, money, state })
+}
+
+async fn open_chain(config: &Config, state: &State) -> Result<Option<Chain>> {
+    Ok(match config.chain.choice()? {
+        ChainChoice::None => None,
+        ChainChoice::Embedded { dir } => {
+            let dir = dir.unwrap_or_else(|| state.chain_dir());
+            Some(Chain::open_embedded(&dir)?.deploy_dev().await?)
+        }
+        ChainChoice::Rpc { url, contract, token, chain_id, finality } => {
+            let finality = match finality {
+                Finality::Finalized => ChainFinality::Finalized,
+                Finality::Confirmations(n) => ChainFinality::Confirmations(n),
+            };
+            if contract.is_none() || token.is_none() {
+                bail!("[chain] needs `contract` and `token` beside the URL: the addresses of Channels and of the token");
+            }
+            let config = RpcConfig { url, contract, token, finality, chain_id };
+            Some(Chain::connect_rpc(config).await?)
+        }
+    })
+}
+
+/// The embedded chain's money is worth nothing: a wallet that has none is given some.
+async fn give_play_money(chain: &Chain, wallet: &WalletKey) -> Result<()> {
+    if chain.kind() != "embedded" {
+        return Ok(());
+    }
+    if chain.coin_balance_wei(wallet.address()).await? == 0 {
+        chain.fund_dev(wallet.address(), PLAY_MONEY).await?;
+    }
+    Ok(())
+}
+
+async fn run_relay(config: &Config, json: bool) -> Result<()> {
+    let desk = open_desk(config, "relay").await?;
+    let report = Reporter::print(json);
+    let relay = start_relay(RelayOptions {
+        identity: desk.identity,
+        bind: config.relay.bind,
+        threads: config.relay.threads,
+        price: config.relay.price,
+        rate_max: config.relay.rate_max.0,
+        starter_bytes: config.relay.starter_bytes.0,
+        starter_total: config.relay.starter_total.0,
+        reservations_max: config.relay.reservations_max,
+        flows_max: config.relay.flows_max,
+        money: desk.money,
+        ledger: desk.ledger,
+    })
+    .await?;
+    let local = relay.local_addr();
+    let addr = config.relay.public_addr.unwrap_or_else(|| public_guess(local));
+    let address = RelayAddr { peer: relay.peer(), addr }.to_string();
+    report.tell(&Report::RelayReady { address });
+    let why = wait_for_stop().await;
+    report.tell(&Report::Stopping { why });
+    tokio::select! {
+        () = relay.drain(DRAIN) => {}
+        _ = wait_for_stop() => {}
+    }
+    drop(desk.state);
+    Ok(())
+}
+
+/// What to tell others if the relay listens on all addresses: the one that leads out.
+fn public_guess(local: std::net::SocketAddr) -> std::net::SocketAddr {
+    if !local.ip().is_unspecified() {
+        return local;
+    }
+    let out = std::net::UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+        // Nothing is sent: this only asks the system for the way out.
+        socket.connect("192.0.2.1:9")?;
+        socket.local_addr()
+    });
+    let ip = out.map_or(std::net::Ipv4Addr::LOCALHOST.into(), |a| a.ip());
+    std::net::SocketAddr::new(ip, local.port())
+}
+
+async fn run_provide(config: &Config, json: bool) -> Result<()> {
+    let provide = &config.provide;
+    let services = provide
+        .expose
+        .iter()
+        .map(|e| {
+            let target = e.targets.first().context("a service without a socket")?;
+            Ok((e.service.clone(), *target))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let desk = open_desk(config, "provide").await?;
+    let report = Reporter::print(json);
+    let running = Provide::start(ProvideOptions {
+        identity: desk.identity,
+        bind: config.node.bind,
+        relays: provide.relays.clone(),
+        services: services.iter().cloned().collect::<Services>(),
+        price: Price { up: provide.price_up, down: provide.price_down },
+        rate_max: provide.rate_max.0,
+        starter_bytes: provide.starter_bytes.0,
+        idle_timeout: provide.idle_timeout,
+        ticket_for: Duration::from_secs(u64::from(provide.ticket_days) * 86_400),
+        direct: config.node.direct,
+        money: desk.money,
+        relay_deposit: Amount(provide.relay_deposit),
+        relay_price_max: provide.relay_price_max,
+        ledger: desk.ledger,
+        report: report.clone(),
+    });
+    let running = tokio::select! {
+        running = running => running?,
+        why = wait_for_stop() => bail!("stopped by {why} before a relay gave a reservation"),
+    };
+    report.tell(&Report::ProviderReady {
+        ticket: running.ticket().to_owned(),
+        services: services.iter().map(|(name, _)| name.to_string()).collect(),
+    });
+    let why = wait_for_stop().await;
+    report.tell(&Report::Stopping { why });
+    tokio::select! {
+        () = running.stop() => {}
+        _ = wait_for_stop() => {}
+    }
+    drop(desk.state);
+    Ok(())
+}
+
+async fn run_connect(config: &Config, json: bool) -> Result<()> {
+    let connect = &config.connect;
+    let text = connect
+        .ticket
+        .as_deref()
+        .context("no ticket: paste the one that `sluice provide` printed")?;
+    let ticket = Ticket::decode(text, Clock::default().unix_time().as_secs())?;
+    let map: Vec<(std::net::SocketAddr, ServiceName)> =
+        connect.map.iter().map(|m| (m.local, m.service.clone())).collect();
+    let desk = open_desk(config, "connect").await?;
+    let report = Reporter::print(json);
+    let running = Connect::start(ConnectOptions {
+        identity: desk.identity,
+        bind: config.node.bind,
+        ticket,
+        map,
+        direct: connect.direct.unwrap_or(config.node.direct),
+        hold_relayed: false,
+        money: desk.money,
+        deposit: Amount(connect.deposit),
+        price_max: Price { up: connect.max_price_up, down: connect.max_price_down },
+        idle_timeout: config.provide.idle_timeout,
+        ledger: desk.ledger,
+        report: report.clone(),
+    });
+    let running = tokio::select! {
+        running = running => running?,
+        why = wait_for_stop() => bail!("stopped by {why} before there was a session"),
+    };
+    let why = wait_for_stop().await;
+    report.tell(&Report::Stopping { why });
+    tokio::select! {
+        () = running.stop() => {}
+        _ = wait_for_stop() => {}
+    }
+    drop(desk.state);
+    Ok(())
+}

@@ -1,0 +1,191 @@
+//! The demo's workload and its client: a web server with one file, and a download of it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::body::{Body, Frame, SizeHint};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use sha2::{Digest, Sha256};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+/// Bytes of a body's chunk.
+const CHUNK: usize = 256 * 1024;
+
+/// What the web server serves.
+#[derive(Debug, Clone)]
+pub(crate) enum Content {
+    /// So many bytes that no one can compress or guess.
+    Made(u64),
+    /// A file of the user's.
+    File(Arc<PathBuf>),
+}
+
+impl Content {
+    /// Its length and SHA-256, read as the server reads it but not from the server.
+    pub(crate) fn digest(&self) -> Result<(u64, [u8; 32])> {
+        let mut body = self.open()?;
+        let mut hasher = Sha256::new();
+        let mut len = 0;
+        while let Some(chunk) = body.read()? {
+            hasher.update(&chunk);
+            len += chunk.len() as u64;
+        }
+        Ok((len, hasher.finalize().into()))
+    }
+
+    fn open(&self) -> Result<ContentBody> {
+        match self {
+            Self::Made(len) => {
+                Ok(ContentBody { left: *len, source: Source::Made(0x5EED_0F5A_1D1C_E000) })
+            }
+            Self::File(path) => {
+                let context = || format!("failed to read {}", path.display());
+                let file = std::fs::File::open(path.as_path()).with_context(context)?;
+                let meta = file.metadata().with_context(context)?;
+                ensure!(meta.is_file(), "{} is not a file", path.display());
+                Ok(ContentBody { left: meta.len(), source: Source::File(file) })
+            }
+        }
+    }
+}
+
+enum Source {
+    Made(u64),
+    File(std::fs::File),
+}
+
+struct ContentBody {
+    left: u64,
+    source: Source,
+}
+
+impl ContentBody {
+    fn read(&mut self) -> std::io::Result<Option<Bytes>> {
+        use std::io::Read;
+        if self.left == 0 {
+            return Ok(None);
+        }
+        let want = usize::try_from(self.left).unwrap_or(CHUNK).min(CHUNK);
+        let mut chunk = vec![0; want.next_multiple_of(8)];
+        match &mut self.source {
+            Source::Made(state) => {
+                for word in chunk.as_chunks_mut::<8>().0 {
+                    // SplitMix64: fast, and nothing a compressor could use.
+                    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+                    let mut z = *state;
+                    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+                    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+                    *word = (z ^ (z >> 31)).to_le_bytes();
+                }
+                chunk.truncate(want);
+            }
+            Source::File(file) => {
+                let n = file.read(&mut chunk[..want])?;
+                if n == 0 {
+                    return Err(std::io::ErrorKind::UnexpectedEof.into());
+                }
+                chunk.truncate(n);
+            }
+        }
+        self.left -= chunk.len() as u64;
+        Ok(Some(chunk.into()))
+    }
+}
+
+impl Body for ContentBody {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        Poll::Ready(self.read().transpose().map(|chunk| chunk.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
+
+/// A web server on loopback; it ends with the set that it runs in.
+pub(crate) async fn serve(content: Content, tasks: &mut JoinSet<()>) -> Result<SocketAddr> {
+    let listener =
+        TcpListener::bind(("127.0.0.1", 0)).await.context("failed to start the web server")?;
+    let addr = listener.local_addr()?;
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            let content = content.clone();
+            connections.spawn(async move {
+                let service = service_fn(move |request| answer(content.clone(), request));
+                let served = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service);
+                if let Err(error) = served.await {
+                    tracing::debug!(%error, "web server connection ended");
+                }
+            });
+        }
+    });
+    Ok(addr)
+}
+
+type Answer = Response<http_body_util::Either<ContentBody, Empty<Bytes>>>;
+
+#[expect(clippy::unused_async, reason = "hyper asks for a future")]
+async fn answer(content: Content, request: Request<hyper::body::Incoming>) -> Result<Answer> {
+    use http_body_util::Either;
+    if request.method() != Method::GET || request.uri().path() != "/file" {
+        let mut missing = Response::new(Either::Right(Empty::new()));
+        *missing.status_mut() = StatusCode::NOT_FOUND;
+        return Ok(missing);
+    }
+    Ok(Response::new(Either::Left(content.open()?)))
+}
+
+/// What a download brought.
+#[derive(Debug)]
+pub(crate) struct Downloaded {
+    pub(crate) bytes: u64,
+    pub(crate) sha256: [u8; 32],
+}
+
+/// Downloads the file by HTTP from `addr`; `progress` sees each new total.
+pub(crate) async fn download(
+    addr: SocketAddr,
+    mut progress: impl FnMut(u64),
+) -> Result<Downloaded> {
+    let stream = TcpStream::connect(addr).await.context("failed to reach the tunnel's port")?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let connection = tokio::spawn(connection);
+    let request = Request::get("/file").header("host", "home.example").body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(request).await.context("no HTTP response")?;
+    ensure!(response.status() == StatusCode::OK, "HTTP status {}", response.status());
+    let mut body = response.into_body();
+    let (mut bytes, mut hasher) = (0, Sha256::new());
+    while let Some(frame) = body.frame().await {
+        let frame = frame.context("the download broke off")?;
+        if let Some(data) = frame.data_ref() {
+            hasher.update(data);
+            bytes += data.len() as u64;
+            progress(bytes);
+        }
+    }
+    drop(sender);
+    let _ = connection.await;
+    Ok(Downloaded { bytes, sha256: hasher.finalize().into() })
+}

@@ -1,0 +1,16 @@
+//! The command `sluice`: roles, configuration, state on disk, and what a person is shown.
+//!
+//! - [`cli`] and [`app`]: the command line, and how its commands come to roles.
+//! - [`roles`]: relay, provider and tenant, each composed of the crates below.
+//! - [`demo`]: all three and a chain in one process.
+//! - [`config`]: `sluice.toml`, parsed into valid types at once, with errors for people.
+//! - [`state`]: one locked directory per role with its keys.
+//! - [`bill`]: who paid whom for what.
+
+pub mod app;
+pub mod bill;
+pub mod cli;
+pub mod config;
+pub mod demo;
+pub mod roles;
+pub mod state;

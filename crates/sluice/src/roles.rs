@@ -1,0 +1,20 @@
+//! The three roles: relay, provider, tenant. Each composes the crates below it.
+
+mod channel;
+mod connect;
+mod control;
+mod edge;
+mod identity;
+mod provide;
+mod relay;
+mod report;
+mod reservation;
+mod stop;
+
+pub use channel::Money;
+pub use connect::{Connect, ConnectOptions};
+pub use identity::Identity;
+pub use provide::{Provide, ProvideOptions};
+pub use relay::{RelayOptions, start_relay};
+pub use report::{Report, Reporter};
+pub use stop::wait_for_stop;

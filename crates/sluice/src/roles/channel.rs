@@ -1,0 +1,217 @@
+//! The money of one edge: opening a channel as a payer, checking one as a payee.
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use sluice_chain::{Chain, View};
+use sluice_ledger::{ChannelRow, ChannelStatus, Ledger, RedemptionKind, RedemptionRow, Role};
+use sluice_metering::{Channel, Payment, Purse, Terms};
+use sluice_proto::wire::pay;
+use sluice_proto::{
+    Amount, ChannelId, ChannelKey, EthAddress, PeerId, WalletKey, WalletSignature,
+};
+
+/// Attempts to see a channel that the payer says it opened ..
+const LOOKS: u32 = 10;
+/// .. and the wait between them.
+const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// What a role pays with, or is paid to.
+#[derive(Debug, Clone)]
+pub struct Money {
+    /// The chain.
+    pub chain: Chain,
+    /// The wallet that signs here.
+    pub wallet: WalletKey,
+    /// Where earnings go; the wallet's own address unless set.
+    pub payout: EthAddress,
+    /// Seconds between a payer's wish to close and its refund.
+    pub period_s: u32,
+}
+
+impl Money {
+    /// The payment part of terms that this role offers.
+    #[must_use]
+    pub fn payment(&self) -> Payment {
+        Payment {
+            domain: self.chain.domain(),
+            token: self.chain.token(),
+            payee: self.wallet.address(),
+            payout: self.payout,
+            period_s: self.period_s,
+        }
+    }
+
+    /// As a payer: the channel for these terms, opened with `deposit` unless the ledger has it.
+    pub(crate) async fn purse(
+        &self,
+        ledger: &Ledger,
+        terms: &Terms,
+        known: Option<ChannelId>,
+        deposit: Amount,
+    ) -> Result<(Purse, ChannelKey, u64)> {
+        let payment = terms.payment.context("the terms name a price but no chain")?;
+        self.check_payment(&payment)?;
+        if let Some(id) = known {
+            let row = ledger.channel(id).await?.context("the ledger lost the lease's channel")?;
+            let state = self.chain.channel(&row.key, View::Latest).await?;
+            let state = state.filter(|s| !s.closed && s.closing_at_unix_s.is_none());
+            let Some(state) = state else {
+                bail!("channel {id} is closed on the chain: this lease can't go on; remove it by starting with a new state directory, or wait for it to expire")
+            };
+            return Ok((self.purse_of(id, &terms.payment, state.deposit), row.key, 0));
+        }
+        ensure!(
+            deposit.0 > 0,
+            "the terms ask for payment: say how much to deposit with --deposit (token base units)"
+        );
+        let mut salt = [0; 32];
+        getrandom::fill(&mut salt).map_err(|e| anyhow::anyhow!("no random bytes: {e}"))?;
+        let wallet = self.wallet.address();
+        let key = ChannelKey {
+            payer: wallet,
+            signer: wallet,
+            payee: payment.payee,
+            payout: payment.payout,
+            token: payment.token,
+            salt,
+        };
+        let id = key.id(&payment.domain);
+        let receipt = self
+            .chain
+            .open_channel(&self.wallet, key, deposit, payment.period_s)
+            .await
+            .context("failed to open the payment channel")?;
+        let row = ChannelRow {
+            id,
+            key,
+            domain: payment.domain,
+            deposit,
+            role: Role::Payer,
+            peer: terms.payee,
+            status: ChannelStatus::Open,
+            period_s: payment.period_s,
+        };
+        ledger.put_channel(row).await?;
+        let at_unix_s = self.chain.now_unix_s().await.unwrap_or_default();
+        ledger
+            .record_redemption(RedemptionRow {
+                channel: id,
+                kind: RedemptionKind::Open,
+                amount: deposit,
+                tx: receipt.hash,
+                gas: receipt.gas,
+                at_unix_s,
+            })
+            .await?;
+        Ok((self.purse_of(id, &terms.payment, deposit), key, receipt.gas))
+    }
+
+    fn purse_of(&self, id: ChannelId, payment: &Option<Payment>, deposit: Amount) -> Purse {
+        let domain = payment.map_or_else(|| self.chain.domain(), |p| p.domain);
+        let channel =
+            Channel { id, domain, signer: self.wallet.address(), deposit, base: Amount(0) };
+        Purse { channel, key: self.wallet.clone() }
+    }
+
+    fn check_payment(&self, payment: &Payment) -> Result<()> {
+        let ours = self.chain.domain();
+        ensure!(
+            payment.domain == ours,
+            "the terms are paid on chain {} at contract {}, but [chain] here is chain {} at {}",
+            payment.domain.chain_id,
+            payment.domain.contract,
+            ours.chain_id,
+            ours.contract
+        );
+        ensure!(
+            payment.token == self.chain.token(),
+            "the terms are paid in token {}, but [chain] token here is {}",
+            payment.token,
+            self.chain.token()
+        );
+        Ok(())
+    }
+
+    /// As a payee: the channel that a payer bound to this session, checked on the chain.
+    pub(crate) async fn check_binding(
+        &self,
+        terms: &Terms,
+        binding: &pay::ChannelBinding,
+        payer: &PeerId,
+        exporter: &[u8; 32],
+    ) -> Result<(Channel, ChannelRow)> {
+        let payment = self.payment();
+        let key = ChannelKey {
+            payer: EthAddress::parse("payer", &binding.payer)?,
+            signer: EthAddress::parse("signer", &binding.signer)?,
+            payee: payment.payee,
+            payout: payment.payout,
+            token: payment.token,
+            salt: binding.salt.as_ref().try_into().context("salt must be 32 bytes")?,
+        };
+        let id = ChannelId::parse(&binding.channel)?;
+        ensure!(
+            key.id(&payment.domain) == id,
+            "the channel is not one from you to us in our token on chain {}",
+            payment.domain.chain_id
+        );
+        let digest = payment.domain.bind_digest(id, &payer.to_bytes(), exporter);
+        let signer = WalletSignature::parse(&binding.signature)?.recover(digest);
+        ensure!(signer == Some(key.signer), "the channel's signer did not sign for this session");
+        let mut state = self.chain.channel(&key, View::Latest).await?;
+        for _ in 1..LOOKS {
+            if state.is_some() {
+                break;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+            state = self.chain.channel(&key, View::Latest).await?;
+        }
+        let state = state.with_context(|| {
+            format!("channel {id} is not on chain {}", payment.domain.chain_id)
+        })?;
+        ensure!(!state.closed, "channel {id} is closed");
+        ensure!(state.closing_at_unix_s.is_none(), "channel {id} is being closed");
+        ensure!(state.deposit > state.redeemed, "channel {id} has nothing left");
+        ensure!(
+            state.period_s >= terms.payment.map_or(0, |p| p.period_s),
+            "channel {id} closes within {} s, less than the terms ask for",
+            state.period_s
+        );
+        let channel = Channel {
+            id,
+            domain: payment.domain,
+            signer: key.signer,
+            deposit: state.deposit,
+            base: Amount(0),
+        };
+        let row = ChannelRow {
+            id,
+            key,
+            domain: payment.domain,
+            deposit: state.deposit,
+            role: Role::Payee,
+            peer: *payer,
+            status: ChannelStatus::Open,
+            period_s: state.period_s,
+        };
+        Ok((channel, row))
+    }
+}
+
+/// The payer's proof that a channel pays for this session.
+pub(crate) fn bind(
+    purse: &Purse,
+    key: &ChannelKey,
+    peer: &PeerId,
+    exporter: &[u8; 32],
+) -> pay::ChannelBinding {
+    let digest = purse.channel.domain.bind_digest(purse.channel.id, &peer.to_bytes(), exporter);
+    let copy = |b: &[u8]| Bytes::copy_from_slice(b);
+    pay::ChannelBinding {
+        payer: copy(&key.payer.0),
+        signer: copy(&key.signer.0),
+        salt: copy(&key.salt),
+        channel: copy(&purse.channel.id.0),
+        signature: copy(&purse.key.sign(digest).0),
+    }
+}

@@ -1,0 +1,416 @@
+//! The tenant: a provider's services on local ports.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use sluice_ledger::{Ledger, Role};
+use sluice_metering::{Evidence, Payer};
+use sluice_proto::wire::session::session::Kind;
+use sluice_proto::{Amount, PeerId, Price, ServiceName, Ticket};
+use sluice_transport::{
+    AcceptPolicy, Clock, Node, NodeConfig, NoiseKeys, PathBytes, RelayLink, Session,
+};
+use sluice_tunnel::{Account, AccountOptions, Link, Persist, Snapshot, listen};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::channel::Money;
+use super::control::Control;
+use super::edge::{Agreed, Guest, stored};
+use super::identity::Identity;
+use super::report::{Report, Reporter};
+use crate::config::DirectPolicy;
+
+/// Waits between attempts to get a lost session back.
+const BACKOFF: [u64; 6] = [0, 200, 500, 1000, 2000, 5000];
+
+/// What a tenant is told.
+#[derive(Debug, Clone)]
+pub struct ConnectOptions {
+    /// Its keys.
+    pub identity: Identity,
+    /// Local address of the data socket.
+    pub bind: SocketAddr,
+    /// The provider.
+    pub ticket: Ticket,
+    /// Local ports and the services that they lead to; port 0 takes a free one.
+    pub map: Vec<(SocketAddr, ServiceName)>,
+    /// When direct paths may be used.
+    pub direct: DirectPolicy,
+    /// Stay on the relay until told otherwise.
+    pub hold_relayed: bool,
+    /// What it pays with; `None`: only free services.
+    pub money: Option<Money>,
+    /// Deposit for a new channel.
+    pub deposit: Amount,
+    /// The most to pay per GiB.
+    pub price_max: Price,
+    /// A session without traffic ends after this.
+    pub idle_timeout: Duration,
+    /// Its ledger.
+    pub ledger: Ledger,
+    /// Who is told what happens.
+    pub report: Reporter,
+}
+
+/// A session that stands.
+#[derive(Debug)]
+struct Live {
+    session: Session,
+    account: Account,
+    allow_direct: watch::Sender<bool>,
+    window: u64,
+    open_gas: u64,
+}
+
+/// A running tenant.
+pub struct Connect {
+    node: Node,
+    provider: PeerId,
+    local: Vec<(SocketAddr, ServiceName)>,
+    live: watch::Receiver<Option<Arc<Live>>>,
+    tasks: JoinSet<()>,
+}
+
+impl std::fmt::Debug for Connect {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Connect({})", self.provider)
+    }
+}
+
+struct Tenant {
+    node: Node,
+    links: Vec<RelayLink>,
+    guest: Guest,
+    options: ConnectOptions,
+    clock: Clock,
+}
+
+impl Connect {
+    /// Opens the local ports and the first session.
+    ///
+    /// # Errors
+    /// When a port is in use, the provider cannot be reached, or its terms are not acceptable.
+    pub async fn start(options: ConnectOptions) -> Result<Self> {
+        ensure!(
+            !options.map.is_empty(),
+            "no local port: map one with --map 127.0.0.1:9000={}",
+            options.ticket.services.first().map_or("web", ServiceName::as_str)
+        );
+        let mut listeners = Vec::new();
+        for (addr, service) in &options.map {
+            let listener = TcpListener::bind(addr).await.with_context(|| {
+                format!("failed to listen on {addr}: choose another local port with --map")
+            })?;
+            listeners.push((listener, service.clone()));
+        }
+        let local = listeners
+            .iter()
+            .map(|(l, s)| Ok((l.local_addr()?, s.clone())))
+            .collect::<Result<Vec<_>>>()?;
+        let tenant = Tenant::new(options)?;
+        let live = tenant.open().await?;
+        check_services(&live.1, &local)?;
+        let node = tenant.node.clone();
+        let provider = tenant.options.ticket.peer;
+        let price = live.1.terms.price;
+        let report = tenant.options.report.clone();
+        let (current, live_now) = watch::channel(None);
+        let (links, link_now) = watch::channel(None);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(tenant.keep(live, current, links));
+        for (listener, service) in listeners {
+            tasks.spawn(listen(listener, service, link_now.clone()));
+        }
+        let map = local.iter().map(|(a, s)| format!("{a}={s}")).collect();
+        let mut ready = live_now.clone();
+        ready.wait_for(Option::is_some).await.context("the session ended at once")?;
+        report.tell(&Report::TenantReady { map, price: (price.up, price.down) });
+        Ok(Self { node, provider, local, live: live_now, tasks })
+    }
+
+    /// The local ports, as bound.
+    #[must_use]
+    pub fn local(&self) -> &[(SocketAddr, ServiceName)] {
+        &self.local
+    }
+
+    /// The account of the session that stands.
+    #[must_use]
+    pub fn account(&self) -> Option<Snapshot> {
+        self.live.borrow().as_ref().map(|l| l.account.snapshot())
+    }
+
+    /// Packet bytes of the session that stands.
+    #[must_use]
+    pub fn path_bytes(&self) -> Option<PathBytes> {
+        self.live.borrow().as_ref().map(|l| l.session.path_bytes())
+    }
+
+    /// Whether a relay carries the session now.
+    #[must_use]
+    pub fn is_relayed(&self) -> Option<bool> {
+        self.live.borrow().as_ref().map(|l| l.session.is_relayed())
+    }
+
+    /// The window of the terms, in bytes.
+    #[must_use]
+    pub fn window(&self) -> Option<u64> {
+        self.live.borrow().as_ref().map(|l| l.window)
+    }
+
+    /// Gas that opening the channel took.
+    #[must_use]
+    pub fn open_gas(&self) -> Option<u64> {
+        self.live.borrow().as_ref().map(|l| l.open_gas)
+    }
+
+    /// Allows the direct path from now on, or goes back to the relay.
+    pub fn allow_direct(&self, allowed: bool) {
+        if let Some(live) = &*self.live.borrow() {
+            live.allow_direct.send_replace(allowed);
+        }
+    }
+
+    /// Pays for all that was delivered; true: the provider acknowledged it.
+    pub async fn settle(&self) -> bool {
+        let live = self.live.borrow().clone();
+        match live {
+            Some(live) => live.account.settle().await,
+            None => true,
+        }
+    }
+
+    /// Settles, then ends the session.
+    pub async fn stop(mut self) {
+        self.settle().await;
+        self.tasks.shutdown().await;
+        self.node.shutdown().await;
+    }
+}
+
+fn check_services(agreed: &Agreed, local: &[(SocketAddr, ServiceName)]) -> Result<()> {
+    for (_, service) in local {
+        let offered: Vec<_> = agreed.services.iter().map(ServiceName::as_str).collect();
+        ensure!(
+            agreed.services.contains(service),
+            "the provider has no service {service}; it offers {}",
+            offered.join(", ")
+        );
+    }
+    Ok(())
+}
+
+impl Tenant {
+    fn new(options: ConnectOptions) -> Result<Self> {
+        let identity = &options.identity;
+        let clock = Clock::default();
+        let node = Node::bind(NodeConfig {
+            key: identity.node.clone(),
+            noise: NoiseKeys::from_secret(identity.noise).context("the Noise key is not valid")?,
+            bind: options.bind,
+            reset_key: identity.reset,
+            incarnation: identity.incarnation,
+            accept: AcceptPolicy::Nobody,
+            idle_timeout: options.idle_timeout,
+            clock: clock.clone(),
+        })?;
+        let links = options.ticket.relays.iter().map(|r| node.link(*r, None)).collect();
+        let guest = Guest {
+            key: identity.node.clone(),
+            ledger: options.ledger.clone(),
+            money: options.money.clone(),
+            deposit: options.deposit,
+            price_max: options.price_max,
+        };
+        Ok(Self { node, links, guest, options, clock })
+    }
+
+    /// Opens a session through the first relay that leads to the provider, and comes to terms.
+    async fn open(&self) -> Result<(Session, Agreed)> {
+        let mut failures = Vec::new();
+        for link in &self.links {
+            match self.node.connect(&self.options.ticket, link).await {
+                Ok(session) => {
+                    let now = self.clock.unix_time().as_secs();
+                    match self.guest.agree(&session, now).await {
+                        Ok(agreed) => return Ok((session, agreed)),
+                        Err(error) => {
+                            session.close(sluice_proto::wire::code::OK, "no terms");
+                            return Err(error);
+                        }
+                    }
+                }
+                Err(error) => failures.push(error.to_string()),
+            }
+        }
+        anyhow::bail!("failed to reach the provider: {}", failures.join("; "))
+    }
+
+    /// Keeps a session open: when one is lost, its connections are reset and another is made.
+    async fn keep(
+        self,
+        mut opened: (Session, Agreed),
+        current: watch::Sender<Option<Arc<Live>>>,
+        links: watch::Sender<Option<Link>>,
+    ) {
+        loop {
+            let (session, agreed) = opened;
+            let peer = session.peer();
+            let mut tasks = JoinSet::new();
+            let live = self.begin(&session, agreed, &mut tasks);
+            current.send_replace(Some(live.clone()));
+            let (connection, account) = (session.connection().clone(), live.account.clone());
+            links.send_replace(Some(Link { connection, account }));
+            self.options.report.tell(&Report::Session { peer });
+            let reason = session.connection().closed().await.to_string();
+            current.send_replace(None);
+            links.send_replace(None);
+            tasks.shutdown().await;
+            let s = live.account.snapshot();
+            let (paid, amount) = (s.paid, s.amount.0);
+            let report = &self.options.report;
+            report.tell(&Report::Account { peer, up: paid.up, down: paid.down, amount });
+            report.tell(&Report::SessionEnded { peer, reason });
+            opened = self.reopen().await;
+        }
+    }
+
+    async fn reopen(&self) -> (Session, Agreed) {
+        let mut attempt = 0;
+        loop {
+            let wait = BACKOFF[attempt.min(BACKOFF.len() - 1)];
+            self.clock.sleep(Duration::from_millis(wait)).await;
+            match self.open().await {
+                Ok(opened) => return opened,
+                Err(error) => tracing::warn!("no session yet: {error:#}"),
+            }
+            attempt += 1;
+        }
+    }
+
+    fn begin(&self, session: &Session, agreed: Agreed, tasks: &mut JoinSet<()>) -> Arc<Live> {
+        let (persist, kept) = mpsc::unbounded_channel();
+        let (lies, told) = mpsc::unbounded_channel();
+        let (exhausted, used_up) = mpsc::unbounded_channel();
+        tokio::spawn(keep_vouchers(self.options.ledger.clone(), Role::Payer, kept));
+        tokio::spawn(tell_lies(self.options.report.clone(), session.peer(), told));
+        tasks.spawn(tell_exhausted(used_up));
+        let clock = self.clock.clone();
+        let options = AccountOptions { persist, lies, exhausted, delivered: None, clock };
+        let payer = Payer::new(
+            agreed.terms.clone(),
+            agreed.purse.clone(),
+            agreed.session,
+            agreed.newest.as_ref(),
+        );
+        let account = Account::payer(payer, session.connection().clone(), options);
+        let may = self.options.direct != DirectPolicy::Never && !self.options.hold_relayed;
+        let (allow_direct, allowed) = watch::channel(may);
+        tasks.spawn(follow_control(session.clone(), agreed.control, allowed));
+        tasks.spawn(tell_paths(session.clone(), self.options.report.clone()));
+        Arc::new(Live {
+            session: session.clone(),
+            account,
+            allow_direct,
+            window: agreed.terms.window,
+            open_gas: agreed.open_gas,
+        })
+    }
+}
+
+/// Exchanges addresses with the provider as the policy allows.
+async fn follow_control(
+    session: Session,
+    mut control: Control,
+    mut allowed: watch::Receiver<bool>,
+) {
+    loop {
+        let may = *allowed.borrow_and_update();
+        session.set_direct_allowed(may);
+        if may && control.send(Kind::Candidates(session.local_candidates())).await.is_err() {
+            return;
+        }
+        loop {
+            tokio::select! {
+                biased;
+                changed = allowed.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    break;
+                }
+                kind = control.next() => match kind {
+                    Ok(Kind::Candidates(list)) => session.add_candidates(&list),
+                    Ok(
+                        Kind::Direct(_)
+                        | Kind::Goodbye(_)
+                        | Kind::Hello(_)
+                        | Kind::Offer(_)
+                        | Kind::Accept(_)
+                        | Kind::Ready(_)
+                        | Kind::Refusal(_),
+                    ) => {}
+                    Err(_) => return,
+                }
+            }
+        }
+    }
+}
+
+async fn tell_paths(session: Session, report: Reporter) {
+    let mut path = session.path();
+    loop {
+        let info = *path.borrow_and_update();
+        if let Some(path) = info {
+            report.tell(&Report::Path { peer: session.peer(), path });
+        }
+        if path.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn tell_exhausted(mut used_up: mpsc::UnboundedReceiver<(Amount, Amount)>) {
+    while let Some((due, deposit)) = used_up.recv().await {
+        tracing::warn!(
+            "the deposit of {deposit} is used up ({due} is due): nothing more is paid until the \
+             channel is topped up"
+        );
+    }
+}
+
+/// Makes vouchers durable; of those that wait, only the newest matters.
+pub(crate) async fn keep_vouchers(
+    ledger: Ledger,
+    role: Role,
+    mut kept: mpsc::UnboundedReceiver<Persist>,
+) {
+    while let Some(mut persist) = kept.recv().await {
+        while let Ok(newer) = kept.try_recv() {
+            persist = newer;
+        }
+        let row = stored(&persist.record);
+        let done = match role {
+            Role::Payer => ledger.record_signed(row).await,
+            Role::Payee => ledger.record_earned(row).await,
+        };
+        if let Err(error) = &done {
+            tracing::error!("{error}: nothing more is signed or sold on this lease");
+        }
+        persist.done(done.is_ok());
+    }
+}
+
+pub(crate) async fn tell_lies(
+    report: Reporter,
+    peer: PeerId,
+    mut told: mpsc::UnboundedReceiver<Evidence>,
+) {
+    while let Some(evidence) = told.recv().await {
+        report.tell(&Report::Lie { peer, what: evidence.lie.to_string() });
+    }
+}

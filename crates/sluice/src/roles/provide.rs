@@ -1,0 +1,468 @@
+//! The provider: reachable through relays, serving what it declared, paid for each byte.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use parking_lot::Mutex;
+use sluice_ledger::Ledger;
+use sluice_metering::Payee;
+use sluice_proto::wire::session::session::Kind;
+use sluice_proto::wire::code;
+use sluice_proto::{Amount, Invite, LeaseId, PeerId, Price, RelayAddr, Ticket};
+use sluice_transport::{AcceptPolicy, Clock, Node, NodeConfig, NoiseKeys, RelayLink, Session};
+use sluice_tunnel::{Account, AccountOptions, Services, Snapshot, serve};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use super::channel::Money;
+use super::edge::{Agreed, Host};
+use super::identity::Identity;
+use super::report::{Report, Reporter};
+use super::reservation::{Ask, Holder, hold};
+use crate::config::DirectPolicy;
+use crate::roles::connect::{keep_vouchers, tell_lies};
+
+/// The first relay must give a reservation within this.
+const FIRST_RELAY: Duration = Duration::from_secs(30);
+/// Events of a link that wait for their task.
+const LINK_EVENTS: usize = 1024;
+/// A channel whose deposit is used up is looked at this often.
+const DEPOSIT_LOOK: Duration = Duration::from_secs(2);
+/// A lease lasts this long.
+const LEASE: Duration = Duration::from_secs(30 * 86_400);
+/// Payload between reports of what was delivered.
+const DELIVERED_STEP: u64 = 16 * 1024;
+/// Leases whose accounts are kept; beyond, those without a session go.
+const LEASES_MAX: usize = 10_000;
+
+/// What a provider is told.
+#[derive(Debug, Clone)]
+pub struct ProvideOptions {
+    /// Its keys.
+    pub identity: Identity,
+    /// Local address of the data socket.
+    pub bind: SocketAddr,
+    /// The relays to be reached through; at least one.
+    pub relays: Vec<RelayAddr>,
+    /// What it serves.
+    pub services: Services,
+    /// What tenants pay per GiB.
+    pub price: Price,
+    /// Bits per second that windows are computed from.
+    pub rate_max: u64,
+    /// Bytes that a tenant gets before its first voucher is due.
+    pub starter_bytes: u64,
+    /// A session without traffic ends after this.
+    pub idle_timeout: Duration,
+    /// How long a ticket is good for; zero: for ever.
+    pub ticket_for: Duration,
+    /// When direct paths may be used.
+    pub direct: DirectPolicy,
+    /// Where it is paid and pays; `None`: everything is free.
+    pub money: Option<Money>,
+    /// Deposit in each relay's channel.
+    pub relay_deposit: Amount,
+    /// The most that a relay may ask per GiB.
+    pub relay_price_max: u128,
+    /// Its ledger.
+    pub ledger: Ledger,
+    /// Who is told what happens.
+    pub report: Reporter,
+}
+
+#[derive(Debug)]
+struct Live {
+    peer: PeerId,
+    lease: LeaseId,
+    session: Session,
+    account: Account,
+}
+
+struct Shared {
+    host: Host,
+    services: Arc<Services>,
+    direct: DirectPolicy,
+    report: Reporter,
+    clock: Clock,
+    live: Mutex<Vec<Arc<Live>>>,
+    leases: Mutex<HashMap<LeaseId, Account>>,
+    unpaid_max: AtomicU64,
+}
+
+/// A running provider.
+pub struct Provide {
+    node: Node,
+    ticket: String,
+    shared: Arc<Shared>,
+    asks: Vec<mpsc::Sender<Ask>>,
+    links: Vec<RelayLink>,
+    relay_gas: Arc<AtomicU64>,
+    tasks: JoinSet<()>,
+}
+
+impl std::fmt::Debug for Provide {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Provide({})", self.node.id())
+    }
+}
+
+impl Provide {
+    /// Starts, and returns once the first relay gave a reservation.
+    ///
+    /// # Errors
+    /// When the socket cannot be bound, or no relay gives a reservation.
+    pub async fn start(options: ProvideOptions) -> Result<Self> {
+        ensure!(!options.relays.is_empty(), "no relay: name one with --relay <peer id>@<ip:port>");
+        ensure!(
+            options.services.names().next().is_some(),
+            "nothing to serve: declare a service with --expose web=tcp:127.0.0.1:8080"
+        );
+        ensure!(
+            options.price.is_zero() || options.money.is_some(),
+            "a price needs a chain to be paid on: set [chain] in sluice.toml"
+        );
+        let identity = &options.identity;
+        let noise = NoiseKeys::from_secret(identity.noise).context("the Noise key is not valid")?;
+        let clock = Clock::default();
+        let ticket_key = noise.public();
+        let node = Node::bind(NodeConfig {
+            key: identity.node.clone(),
+            noise,
+            bind: options.bind,
+            reset_key: identity.reset,
+            incarnation: identity.incarnation,
+            accept: AcceptPolicy::Invited(identity.invites),
+            idle_timeout: options.idle_timeout,
+            clock: clock.clone(),
+        })?;
+        let shared = Arc::new(Shared {
+            host: Host {
+                key: identity.node.clone(),
+                ledger: options.ledger.clone(),
+                money: options.money.clone(),
+                price: options.price,
+                rate_max: options.rate_max,
+                starter_bytes: options.starter_bytes,
+                idle_timeout: options.idle_timeout,
+                lease_for: LEASE,
+                services: options.services.names().cloned().collect(),
+            },
+            services: Arc::new(options.services.clone()),
+            direct: options.direct,
+            report: options.report.clone(),
+            clock: clock.clone(),
+            live: Mutex::default(),
+            leases: Mutex::default(),
+            unpaid_max: AtomicU64::new(0),
+        });
+        let mut provide = Self {
+            ticket: make_ticket(&options, &clock, ticket_key),
+            node,
+            shared,
+            asks: Vec::new(),
+            links: Vec::new(),
+            relay_gas: Arc::default(),
+            tasks: JoinSet::new(),
+        };
+        provide.reserve(&options).await?;
+        let (node, shared) = (provide.node.clone(), provide.shared.clone());
+        provide.tasks.spawn(async move {
+            while let Some(session) = node.accept().await {
+                tokio::spawn(serve_session(shared.clone(), session));
+            }
+        });
+        Ok(provide)
+    }
+
+    /// Asks all relays for reservations, and waits for the first.
+    async fn reserve(&mut self, options: &ProvideOptions) -> Result<()> {
+        let shared = self.shared.clone();
+        let holder = Holder {
+            key: options.identity.node.clone(),
+            ledger: options.ledger.clone(),
+            money: options.money.clone(),
+            deposit: options.relay_deposit,
+            price_max: options.relay_price_max,
+            report: options.report.clone(),
+            clock: self.shared.clock.clone(),
+            wake: Arc::new(move || {
+                for live in shared.live.lock().iter() {
+                    live.account.wake();
+                }
+            }),
+            gas: self.relay_gas.clone(),
+        };
+        let mut waits = JoinSet::new();
+        for relay in &options.relays {
+            let (events, heard) = mpsc::channel(LINK_EVENTS);
+            let (ask, asks) = mpsc::channel(4);
+            let (reserved, mut is_reserved) = watch::channel(false);
+            let link = self.node.link(*relay, Some(events));
+            self.tasks.spawn(hold(holder.clone(), link.clone(), heard, asks, reserved));
+            self.links.push(link);
+            self.asks.push(ask);
+            waits.spawn(async move { is_reserved.wait_for(|r| *r).await.is_ok() });
+        }
+        let first = async {
+            while let Some(done) = waits.join_next().await {
+                if matches!(done, Ok(true)) {
+                    return true;
+                }
+            }
+            false
+        };
+        match tokio::time::timeout(FIRST_RELAY, first).await {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => {
+                let states: Vec<_> = self
+                    .links
+                    .iter()
+                    .map(|l| format!("{}: {:?}", l.relay().addr, *l.state().borrow()))
+                    .collect();
+                bail!("no relay gave a reservation within {} s ({}); check the address, the peer id, and that UDP gets through", FIRST_RELAY.as_secs(), states.join("; "))
+            }
+        }
+    }
+
+    /// What a tenant needs to connect.
+    #[must_use]
+    pub fn ticket(&self) -> &str {
+        &self.ticket
+    }
+
+    /// The node's name.
+    #[must_use]
+    pub fn peer(&self) -> PeerId {
+        self.node.id()
+    }
+
+    /// The accounts of the sessions that are open.
+    #[must_use]
+    pub fn accounts(&self) -> Vec<(PeerId, Snapshot)> {
+        self.shared.live.lock().iter().map(|l| (l.peer, l.account.snapshot())).collect()
+    }
+
+    /// The most that was ever unpaid in one lease of this run, in flight included.
+    #[must_use]
+    pub fn unpaid_max(&self) -> u64 {
+        let live = self.accounts().into_iter().map(|(_, s)| s.unpaid_max).max().unwrap_or(0);
+        self.shared.unpaid_max.load(Relaxed).max(live)
+    }
+
+    /// Gas that opening channels to relays took.
+    #[must_use]
+    pub fn relay_gas(&self) -> u64 {
+        self.relay_gas.load(Relaxed)
+    }
+
+    /// Claims what is open from tenants, and waits for their vouchers.
+    pub async fn settle_tenants(&self) {
+        let live: Vec<_> = self.shared.live.lock().clone();
+        for live in live {
+            live.account.settle().await;
+        }
+    }
+
+    /// Pays what relays claim.
+    pub async fn settle_relays(&self) {
+        for ask in &self.asks {
+            let (reply, settled) = oneshot::channel();
+            if ask.send(Ask::Settle(reply)).await.is_ok() {
+                let _ = settled.await;
+            }
+        }
+    }
+
+    /// Settles, then ends all sessions.
+    pub async fn stop(mut self) {
+        self.settle_tenants().await;
+        self.settle_relays().await;
+        self.node.shutdown().await;
+        self.tasks.shutdown().await;
+    }
+}
+
+fn make_ticket(options: &ProvideOptions, clock: &Clock, noise_key: [u8; 32]) -> String {
+    let expires = match options.ticket_for.as_secs() {
+        0 => 0,
+        span => clock.unix_time().as_secs().saturating_add(span),
+    };
+    Ticket {
+        peer: options.identity.peer(),
+        noise_key,
+        relays: options.relays.clone(),
+        invite: Invite::issue(&options.identity.invites, expires),
+        expires_unix_s: expires,
+        services: options.services.names().cloned().collect(),
+    }
+    .encode(&options.identity.node)
+}
+
+async fn serve_session(shared: Arc<Shared>, session: Session) {
+    let peer = session.peer();
+    let now = shared.clock.unix_time().as_secs();
+    let agreed = match shared.host.welcome(&session, now).await {
+        Ok(agreed) => agreed,
+        Err(error) => {
+            let reason = format!("no terms: {error:#}");
+            shared.report.tell(&Report::SessionEnded { peer, reason });
+            return;
+        }
+    };
+    shared.report.tell(&Report::Session { peer });
+    let Some(account) = open_account(&shared, &session, &agreed) else {
+        session.close(code::PROTOCOL, "another session of this lease began");
+        return;
+    };
+    // The lease goes on here: what is left of its earlier session is over.
+    for old in shared.live.lock().iter().filter(|l| l.lease == agreed.terms.lease) {
+        old.session.close(code::RESTARTED, "the lease goes on in another session");
+    }
+    let live = Arc::new(Live {
+        peer,
+        lease: agreed.terms.lease,
+        session: session.clone(),
+        account: account.clone(),
+    });
+    shared.live.lock().push(live.clone());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(follow_path(shared.clone(), live.clone()));
+    tasks.spawn(follow_control(shared.clone(), live.clone(), agreed.control));
+    if let (Some(channel), Some(money)) = (agreed.channel, shared.host.money.clone()) {
+        tasks.spawn(follow_deposit(shared.clone(), live.clone(), money, channel.id));
+    }
+    let connection = session.connection().clone();
+    let ended = serve(connection, shared.services.clone(), account.clone()).await;
+    let reason = ended.to_string();
+    tasks.shutdown().await;
+    let snapshot = account.snapshot();
+    shared.unpaid_max.fetch_max(snapshot.unpaid_max, Relaxed);
+    shared.live.lock().retain(|l| !Arc::ptr_eq(l, &live));
+    shared.report.tell(&account_report(peer, &snapshot));
+    shared.report.tell(&Report::SessionEnded { peer, reason });
+}
+
+fn account_report(peer: PeerId, snapshot: &Snapshot) -> Report {
+    let Snapshot { paid, amount, .. } = snapshot;
+    Report::Account { peer, up: paid.up, down: paid.down, amount: amount.0 }
+}
+
+/// `None`: another session of the lease began at the same moment.
+fn open_account(shared: &Arc<Shared>, session: &Session, agreed: &Agreed) -> Option<Account> {
+    let (persist, kept) = mpsc::unbounded_channel();
+    let (lies, told) = mpsc::unbounded_channel();
+    let (exhausted, _) = mpsc::unbounded_channel();
+    let ledger = shared.host.ledger.clone();
+    tokio::spawn(keep_vouchers(ledger, sluice_ledger::Role::Payee, kept));
+    tokio::spawn(tell_lies(shared.report.clone(), session.peer(), told));
+    let reported = AtomicU64::new(0);
+    let conn = session.clone();
+    let delivered = Box::new(move |total: u64| {
+        if total - reported.load(Relaxed) >= DELIVERED_STEP {
+            reported.store(total, Relaxed);
+            conn.set_delivered(total);
+        }
+    });
+    let options = AccountOptions {
+        persist,
+        lies,
+        exhausted,
+        delivered: Some(delivered),
+        clock: shared.clock.clone(),
+    };
+    let connection = session.connection().clone();
+    let mut leases = shared.leases.lock();
+    let lease = agreed.terms.lease;
+    // An account outlives its sessions: a tenant that comes back gets no second window for nothing.
+    let account = match leases.get(&lease) {
+        Some(before) => {
+            let presented = agreed
+                .newest
+                .clone()
+                .filter(|newest| newest.exceeds(before.newest().as_ref()));
+            before.next_session(agreed.session, presented, connection.clone(), options)
+        }
+        None => {
+            let newest = agreed.newest.clone();
+            let payee =
+                Payee::new(agreed.terms.clone(), agreed.channel, agreed.session, newest);
+            Some(Account::payee(payee, connection, options))
+        }
+    };
+    let account = account?;
+    if leases.len() >= LEASES_MAX {
+        let live = shared.live.lock();
+        leases.retain(|_, a| live.iter().any(|l| l.account.is(a)));
+    }
+    leases.insert(lease, account.clone());
+    Some(account)
+}
+
+/// Keeps gate and receive window in step with the path, and tells of changes.
+async fn follow_path(shared: Arc<Shared>, live: Arc<Live>) {
+    let mut path = live.session.path();
+    loop {
+        let info = *path.borrow_and_update();
+        live.account.set_relay(live.session.relay_flow());
+        if let Some(path) = info {
+            shared.report.tell(&Report::Path { peer: live.peer, path });
+            if path.relay.is_none() {
+                live.session.set_delivered(0);
+            }
+        }
+        if path.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Tells where this node may be reached, and takes what the tenant tells.
+async fn follow_control(
+    shared: Arc<Shared>,
+    live: Arc<Live>,
+    mut control: super::control::Control,
+) {
+    if shared.direct != DirectPolicy::Never {
+        live.session.set_direct_allowed(true);
+        let candidates = live.session.local_candidates();
+        if control.send(Kind::Candidates(candidates)).await.is_err() {
+            return;
+        }
+    }
+    while let Ok(kind) = control.next().await {
+        match kind {
+            Kind::Candidates(list) if shared.direct != DirectPolicy::Never => {
+                live.session.add_candidates(&list);
+            }
+            Kind::Candidates(_) | Kind::Direct(_) | Kind::Goodbye(_) => {}
+            Kind::Hello(_)
+            | Kind::Offer(_)
+            | Kind::Accept(_)
+            | Kind::Ready(_)
+            | Kind::Refusal(_) => return,
+        }
+    }
+}
+
+/// Looks for a top-up while the deposit holds bytes back.
+async fn follow_deposit(
+    shared: Arc<Shared>,
+    live: Arc<Live>,
+    money: Money,
+    channel: sluice_proto::ChannelId,
+) {
+    loop {
+        shared.clock.sleep(DEPOSIT_LOOK).await;
+        if live.account.snapshot().stalled != Some(sluice_metering::Reason::Deposit) {
+            continue;
+        }
+        let Ok(Some(row)) = shared.host.ledger.channel(channel).await else { continue };
+        if let Ok(Some(state)) = money.chain.channel(&row.key, sluice_chain::View::Latest).await {
+            live.account.set_deposit(state.deposit);
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! What a role tells the person or the script that started it.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use sluice_proto::PeerId;
+use sluice_transport::PathInfo;
+
+/// Something worth telling.
+#[derive(Debug, Clone)]
+pub enum Report {
+    /// A relay listens.
+    RelayReady {
+        /// `<peer id>@<address>`.
+        address: String,
+    },
+    /// A provider has a reservation and can be reached.
+    ProviderReady {
+        /// What a tenant needs.
+        ticket: String,
+        /// Its services.
+        services: Vec<String>,
+    },
+    /// A tenant's local ports are open.
+    TenantReady {
+        /// `local=service`.
+        map: Vec<String>,
+        /// What the terms ask, both ways, per GiB.
+        price: (u128, u128),
+    },
+    /// A session began.
+    Session {
+        /// The other node.
+        peer: PeerId,
+    },
+    /// A session ended.
+    SessionEnded {
+        /// The other node.
+        peer: PeerId,
+        /// Why.
+        reason: String,
+    },
+    /// A session's path changed.
+    Path {
+        /// The other node.
+        peer: PeerId,
+        /// The path.
+        path: PathInfo,
+    },
+    /// A relay's link changed.
+    Link {
+        /// The relay.
+        relay: String,
+        /// Where it stands.
+        state: String,
+    },
+    /// A peer lied; nothing was paid for it.
+    Lie {
+        /// Who.
+        peer: PeerId,
+        /// What.
+        what: String,
+    },
+    /// Accounts, when a session or the role ends.
+    Account {
+        /// The other node.
+        peer: PeerId,
+        /// Payload bytes towards the payee and from it.
+        up: u64,
+        /// See `up`.
+        down: u64,
+        /// Cumulative amount.
+        amount: u128,
+    },
+    /// The role is stopping.
+    Stopping {
+        /// What asked it to.
+        why: &'static str,
+    },
+}
+
+/// Prints reports for people, or one JSON object a line for scripts.
+#[derive(Clone)]
+pub struct Reporter(Arc<dyn Fn(&Report) + Send + Sync>);
+
+impl std::fmt::Debug for Reporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Reporter")
+    }
+}
+
+impl Reporter {
+    /// Hands each report to `sink`.
+    pub fn new(sink: impl Fn(&Report) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(sink))
+    }
+
+    /// Writes to the log alone.
+    #[must_use]
+    pub fn logged() -> Self {
+        Self::new(|report| match report {
+            Report::Lie { .. } => tracing::warn!("{}", report.text()),
+            #[expect(clippy::wildcard_enum_match_arm, reason = "all else is ordinary")]
+            _ => tracing::info!("{}", report.text()),
+        })
+    }
+
+    /// Prints to standard output.
+    #[must_use]
+    pub fn print(as_json: bool) -> Self {
+        Self::new(move |report| {
+            let line = if as_json { report.json().to_string() } else { report.text() };
+            // A closed pipe is the reader's wish.
+            let _ = writeln!(std::io::stdout().lock(), "{line}");
+        })
+    }
+
+    /// Tells it.
+    pub fn tell(&self, report: &Report) {
+        (self.0)(report);
+    }
+}
+
+impl Report {
+    fn text(&self) -> String {
+        match self {
+            Self::RelayReady { address } => format!(
+                "Relay is up. Providers reach it with\n\n  sluice provide --relay {address} --expose web=tcp:127.0.0.1:8080\n"
+            ),
+            Self::ProviderReady { ticket, services } => format!(
+                "Reachable now; serving {}. Tenants connect with\n\n  sluice connect {ticket} --map 127.0.0.1:9000={}\n",
+                services.join(", "),
+                services.first().map_or("web", String::as_str)
+            ),
+            Self::TenantReady { map, price } => {
+                let price = match price {
+                    (0, 0) => "free of charge".to_owned(),
+                    (up, down) => format!("{down} per GiB down, {up} up"),
+                };
+                format!("Connected ({price}). Open: {}", map.join(", "))
+            }
+            Self::Session { peer } => format!("Session with {peer}"),
+            Self::SessionEnded { peer, reason } => format!("Session with {peer} ended: {reason}"),
+            Self::Path { peer, path } => {
+                format!("Path to {peer}: {} via {} ({})", path.kind, path.remote, path.reason)
+            }
+            Self::Link { relay, state } => format!("Relay {relay}: {state}"),
+            Self::Lie { peer, what } => format!("{peer} lied, and nothing was paid: {what}"),
+            Self::Account { peer, up, down, amount } => {
+                format!("Account with {peer}: {down} bytes down, {up} up, {amount} in all")
+            }
+            Self::Stopping { why } => format!("{why}: finishing open accounts, then stopping"),
+        }
+    }
+
+    fn json(&self) -> Value {
+        match self {
+            Self::RelayReady { address } => json!({"event": "ready", "address": address}),
+            Self::ProviderReady { ticket, services } => {
+                json!({"event": "ready", "ticket": ticket, "services": services})
+            }
+            Self::TenantReady { map, price } => json!({
+                "event": "ready", "map": map,
+                "price_up": price.0.to_string(), "price_down": price.1.to_string(),
+            }),
+            Self::Session { peer } => json!({"event": "session", "peer": peer.to_string()}),
+            Self::SessionEnded { peer, reason } => {
+                json!({"event": "session_ended", "peer": peer.to_string(), "reason": reason})
+            }
+            Self::Path { peer, path } => json!({
+                "event": "path", "peer": peer.to_string(), "kind": path.kind.to_string(),
+                "remote": path.remote.to_string(), "reason": path.reason.to_string(),
+            }),
+            Self::Link { relay, state } => json!({"event": "link", "relay": relay, "state": state}),
+            Self::Lie { peer, what } => {
+                json!({"event": "lie", "peer": peer.to_string(), "what": what})
+            }
+            Self::Account { peer, up, down, amount } => json!({
+                "event": "account", "peer": peer.to_string(), "up": up, "down": down,
+                "amount": amount.to_string(),
+            }),
+            Self::Stopping { why } => json!({"event": "stopping", "why": why}),
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! A provider's account with one relay: the reservation, its channel and its vouchers.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use sluice_ledger::{Edge, LeaseRow, Ledger, Role};
+use sluice_metering::{HolderMeter, PayerEvent, Terms, VoucherRecord, accept_terms};
+use sluice_proto::eth::BIND_EXPORTER_LABEL;
+use sluice_proto::wire::{code, control, pay};
+use sluice_proto::{Amount, Keypair, RelayAddr};
+use sluice_transport::{Clock, LinkEvent, RelayLink};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::channel::{Money, bind};
+use super::edge::{merge_shown, record, stored};
+use super::report::{Report, Reporter};
+
+/// With nothing to wait for, the task looks again after this.
+const LOOK: Duration = Duration::from_secs(10);
+/// An orderly end waits so long for the last voucher to be acknowledged.
+const SETTLE: Duration = Duration::from_secs(3);
+
+/// How a provider pays its relays.
+#[derive(Clone)]
+pub(crate) struct Holder {
+    pub(crate) key: Keypair,
+    pub(crate) ledger: Ledger,
+    pub(crate) money: Option<Money>,
+    pub(crate) deposit: Amount,
+    pub(crate) price_max: u128,
+    pub(crate) report: Reporter,
+    pub(crate) clock: Clock,
+    /// Called when a relay acknowledged payment: bytes may flow again.
+    pub(crate) wake: Arc<dyn Fn() + Send + Sync>,
+    pub(crate) gas: Arc<std::sync::atomic::AtomicU64>,
+}
+
+/// What a reservation's owner may ask of its task.
+pub(crate) enum Ask {
+    /// Pay all that the relay claims, and say when it is settled.
+    Settle(oneshot::Sender<bool>),
+}
+
+struct Task {
+    holder: Holder,
+    link: RelayLink,
+    connection: Option<quinn::Connection>,
+    meter: Option<HolderMeter>,
+    known: HashSet<[u8; 32]>,
+    persisting: Option<tokio::task::JoinHandle<(u64, bool)>>,
+    waiting: Option<(u64, VoucherRecord)>,
+    reserved: watch::Sender<bool>,
+}
+
+/// Runs until the link's events end.
+pub(crate) async fn hold(
+    holder: Holder,
+    link: RelayLink,
+    mut events: mpsc::Receiver<LinkEvent>,
+    mut asks: mpsc::Receiver<Ask>,
+    reserved: watch::Sender<bool>,
+) {
+    let mut task = Task {
+        holder,
+        link,
+        connection: None,
+        meter: None,
+        known: HashSet::new(),
+        persisting: None,
+        waiting: None,
+        reserved,
+    };
+    loop {
+        let clock = task.holder.clock.clone();
+        let next = task.meter.as_ref().and_then(HolderMeter::poll_timeout);
+        let until = next.map_or_else(|| clock.now() + LOOK, |(at, _)| at);
+        let connection = task.connection.clone();
+        tokio::select! {
+            biased;
+            event = events.recv() => match event {
+                Some(event) => task.take(event).await,
+                None => break,
+            },
+            done = finished(&mut task.persisting) => task.persisted(done),
+            datagram = read(connection.as_ref()) => match datagram {
+                Ok(message) => task.change(|meter, now| {
+                    if !message.is_empty() {
+                        meter.handle_datagram(&message, now);
+                    }
+                }),
+                Err(_) => task.connection = None,
+            },
+            ask = asks.recv() => match ask {
+                Some(Ask::Settle(reply)) => task.settle(reply).await,
+                None => break,
+            },
+            () = clock.sleep_until(until) => task.change(|meter, now| meter.handle_timeout(now)),
+        }
+    }
+}
+
+async fn read(connection: Option<&quinn::Connection>) -> Result<bytes::Bytes, quinn::ConnectionError> {
+    match connection {
+        Some(connection) => connection.read_datagram().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn finished(task: &mut Option<tokio::task::JoinHandle<(u64, bool)>>) -> (u64, bool) {
+    match task {
+        Some(handle) => {
+            let done = handle.await;
+            *task = None;
+            done.unwrap_or((0, false))
+        }
+        None => std::future::pending().await,
+    }
+}
+
+impl Task {
+    fn relay(&self) -> RelayAddr {
+        self.link.relay()
+    }
+
+    fn tell(&self, state: impl Into<String>) {
+        let relay = self.relay().to_string();
+        self.holder.report.tell(&Report::Link { relay, state: state.into() });
+    }
+
+    async fn take(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Up { connection, .. } => self.connection = Some(connection),
+            LinkEvent::Offer { offer, connection, reply } => {
+                self.connection = Some(connection.clone());
+                let answer = self.agree(&offer, &connection).await.map_err(|error| {
+                    self.tell(format!("its offer was not accepted: {error:#}"));
+                    pay::Refusal { code: code::CHANNEL, message: "not accepted".to_owned() }
+                });
+                // The link may have broken meanwhile.
+                let _ = reply.send(answer);
+            }
+            LinkEvent::Reserved(_) => {
+                self.tell("reserved");
+                self.reserved.send_replace(true);
+            }
+            LinkEvent::FlowOpened { flow, counts, initiator } => {
+                let first = self.known.insert(initiator);
+                self.change(|meter, _| meter.open_flow(flow, counts, first));
+            }
+            LinkEvent::FlowClosed(flow) => self.change(|meter, _| meter.close_flow(flow)),
+            LinkEvent::Delivered { flow, delivered } => {
+                self.change(|meter, _| meter.handle_delivered(flow, delivered));
+                self.link.grant(flow, delivered);
+            }
+            LinkEvent::Unpaid(true) => self.tell("waits for payment; 16 kbit/s until then"),
+            LinkEvent::Unpaid(false) => self.tell("paid; full speed again"),
+            LinkEvent::Draining(within) => {
+                self.tell(format!("is shutting down within {} s", within.as_secs()));
+            }
+            LinkEvent::Refused(refusal) => {
+                self.tell(format!(
+                    "refused: {}",
+                    sluice_proto::wire::display_text(&refusal.message)
+                ));
+            }
+            LinkEvent::Down(reason) => {
+                self.connection = None;
+                self.meter = None;
+                self.known.clear();
+                self.reserved.send_replace(false);
+                self.tell(format!("not connected: {reason}"));
+            }
+        }
+    }
+
+    /// Comes to terms with the relay.
+    async fn agree(
+        &mut self,
+        offer: &control::ReserveOffer,
+        connection: &quinn::Connection,
+    ) -> Result<pay::Accept> {
+        let signed = offer.terms.clone().context("the offer has no terms")?;
+        let terms = Terms::open(&signed)?;
+        let us = self.holder.key.public().to_peer_id();
+        ensure!(terms.payee == self.relay().peer, "the terms are another relay's");
+        ensure!(terms.payer == us, "the terms are for another node");
+        ensure!(
+            terms.price.up <= self.holder.price_max && terms.price.down <= self.holder.price_max,
+            "it asks {} per GiB, more than allowed: raise relay_price_max in [provide] if you agree",
+            terms.price.up.max(terms.price.down)
+        );
+        ensure!(
+            terms.price.is_zero() || self.holder.money.is_some() || offer.starter_left > 0,
+            "it asks for payment, but no chain is configured: set [chain] in sluice.toml"
+        );
+        let ledger = &self.holder.ledger;
+        let known = ledger.lease(terms.lease).await?;
+        let mut purse = None;
+        if let Some(money) = self.holder.money.as_ref().filter(|_| !terms.price.is_zero()) {
+            let channel = known.as_ref().and_then(|l| l.channel);
+            match money.purse(ledger, &terms, channel, self.holder.deposit).await {
+                Ok(found) => purse = Some(found),
+                Err(error) if offer.starter_left > 0 => {
+                    self.tell(format!("on starter bytes, since {error:#}"));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let gas = purse.as_ref().map_or(0, |(_, _, gas)| *gas);
+        self.holder.gas.fetch_add(gas, std::sync::atomic::Ordering::Relaxed);
+        let signed_before = ledger.newest_signed(terms.lease).await?.map(record);
+        let shown = offer.newest.as_ref();
+        let newest = merge_shown(&terms, purse.as_ref().map(|p| &p.0), signed_before, shown)?;
+        ledger
+            .put_lease(LeaseRow {
+                id: terms.lease,
+                edge: Edge::Relay,
+                role: Role::Payer,
+                peer: terms.payee,
+                terms: signed.terms.clone(),
+                terms_signature: signed.signature.clone(),
+                channel: purse.as_ref().map(|(p, _, _)| p.channel.id),
+                base: Amount(0),
+                sessions: known.map_or(0, |l| l.sessions) + 1,
+                closed: false,
+            })
+            .await?;
+        let mut accept = accept_terms(&self.holder.key, &signed.terms);
+        accept.newest = newest.as_ref().map(|v| v.voucher.clone());
+        if let Some((purse, key, _)) = &purse {
+            let exporter =
+                sluice_transport::export(connection, BIND_EXPORTER_LABEL, b"");
+            accept.channel = Some(bind(purse, key, &us, &exporter));
+        }
+        let purse = purse.map(|(purse, _, _)| purse);
+        let budget = self.link.budget();
+        let meter =
+            HolderMeter::new(terms, purse, offer.starter_left, newest.as_ref(), budget);
+        self.meter = Some(meter);
+        self.known.clear();
+        Ok(accept)
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut HolderMeter, std::time::Instant)) {
+        let now = self.holder.clock.now();
+        let Some(meter) = &mut self.meter else { return };
+        change(meter, now);
+        while let Some(event) = meter.poll_event() {
+            match event {
+                PayerEvent::Persist { seq, record } => self.waiting = Some((seq, record)),
+                PayerEvent::Lie(evidence) => {
+                    let peer = self.link.relay().peer;
+                    let what = evidence.lie.to_string();
+                    self.holder.report.tell(&Report::Lie { peer, what });
+                }
+                PayerEvent::DepositExhausted { due, deposit } => {
+                    let relay = self.link.relay().to_string();
+                    let state = format!("the deposit of {deposit} is used up: {due} is due");
+                    self.holder.report.tell(&Report::Link { relay, state });
+                }
+            }
+        }
+        while let Some(datagram) = meter.poll_transmit(now) {
+            if let Some(connection) = &self.connection {
+                // What is lost is repeated until it is acknowledged.
+                let _ = connection.send_datagram(datagram);
+            }
+        }
+        if meter.take_opened() {
+            (self.holder.wake)();
+        }
+        self.persist();
+    }
+
+    /// Writes the newest voucher, one at a time.
+    fn persist(&mut self) {
+        if self.persisting.is_some() {
+            return;
+        }
+        let Some((seq, record)) = self.waiting.take() else { return };
+        let ledger = self.holder.ledger.clone();
+        self.persisting = Some(tokio::spawn(async move {
+            let done = ledger.record_signed(stored(&record)).await;
+            if let Err(error) = &done {
+                tracing::error!(%error, "the ledger did not take a voucher");
+            }
+            (seq, done.is_ok())
+        }));
+    }
+
+    fn persisted(&mut self, (seq, durable): (u64, bool)) {
+        self.change(|meter, now| {
+            if durable {
+                meter.handle_persisted(seq, now);
+            } else {
+                meter.handle_ledger_failed();
+            }
+        });
+        self.persist();
+    }
+
+    async fn settle(&mut self, reply: oneshot::Sender<bool>) {
+        let deadline = self.holder.clock.now() + SETTLE;
+        self.change(|meter, now| meter.flush(now));
+        loop {
+            let settled = self.persisting.is_none()
+                && self.meter.as_ref().is_none_or(HolderMeter::is_settled);
+            if settled || self.connection.is_none() {
+                let _ = reply.send(settled);
+                return;
+            }
+            let connection = self.connection.clone();
+            let clock = self.holder.clock.clone();
+            tokio::select! {
+                biased;
+                done = finished(&mut self.persisting) => self.persisted(done),
+                datagram = read(connection.as_ref()) => match datagram {
+                    Ok(message) => self.change(|meter, now| meter.handle_datagram(&message, now)),
+                    Err(_) => self.connection = None,
+                },
+                () = clock.sleep(Duration::from_millis(50)) => {
+                    self.change(|meter, now| meter.handle_timeout(now));
+                }
+            }
+            if clock.now() >= deadline {
+                let _ = reply.send(false);
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The state directory: one per running node, locked, with its keys.
+//!
+//! Keys are made at first start with mode 0600 and synced before they are used. A key that others
+//! can read or that another user owns is refused: who else may have read it is unknown. In memory
+//! they are wiped when dropped.
+
+#![expect(clippy::disallowed_methods, reason = "keys and the incarnation are drawn here")]
+
+mod files;
+
+use std::fmt;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use sluice_proto::{Keypair, PeerId, WalletKey};
+use zeroize::Zeroizing;
+
+pub use files::StateError;
+
+use files::{Secret, key};
+
+/// An open state directory. Its lock is held until it is dropped.
+pub struct State {
+    dir: PathBuf,
+    node: Keypair,
+    noise: Secret<32>,
+    reset: Secret<64>,
+    invite: Secret<16>,
+    wallet: WalletKey,
+    incarnation: u64,
+    _lock: File,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State")
+            .field("dir", &self.dir)
+            .field("peer", &self.peer())
+            .finish_non_exhaustive()
+    }
+}
+
+impl State {
+    /// Opens the directory of a role ("relay", "provide", "connect"), making it and its keys if they
+    /// are not there.
+    ///
+    /// # Errors
+    /// When another process uses it, another user owns it or others can read a key, a key is
+    /// damaged, or the disk fails; each names the path and what to do.
+    pub fn open(dir: &Path, role: &str) -> Result<Self, StateError> {
+        files::make_dir(dir)?;
+        let lock = files::lock(dir, role)?;
+        let state = Self {
+            dir: dir.to_owned(),
+            node: key(dir, "node.key", node_draw, node_parse)?,
+            noise: key(dir, "noise.key", draw::<32>, exact)?,
+            reset: key(dir, "reset.key", draw::<64>, exact)?,
+            invite: key(dir, "invite.key", draw::<16>, exact)?,
+            wallet: key(dir, "wallet.key", wallet_draw, wallet_parse)?,
+            incarnation: incarnation()?,
+            _lock: lock,
+        };
+        Ok(state)
+    }
+
+    /// Where a role's state is unless it is told: `$SLUICE_STATE`, else `$XDG_STATE_HOME/sluice`,
+    /// else `~/.local/state/sluice`, and the role's name below it.
+    ///
+    /// # Errors
+    /// When none of these is set.
+    pub fn default_dir(role: &str) -> Result<PathBuf, StateError> {
+        default_dir(role, |name| std::env::var_os(name).filter(|value| !value.is_empty()))
+    }
+
+    /// Reads a wallet key that is kept elsewhere: 64 hexadecimal digits in a file of mode 0600.
+    ///
+    /// # Errors
+    /// As for the state's own keys; a file that is missing is not made.
+    pub fn wallet_at(path: &Path) -> Result<WalletKey, StateError> {
+        files::read(path, wallet_parse)
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The node's identity: an Ed25519 key.
+    #[must_use]
+    pub fn node(&self) -> &Keypair {
+        &self.node
+    }
+
+    /// The node's name.
+    #[must_use]
+    pub fn peer(&self) -> PeerId {
+        self.node.public().to_peer_id()
+    }
+
+    /// The static secret of the rendezvous' Noise handshake: X25519.
+    #[must_use]
+    pub fn noise_secret(&self) -> &[u8; 32] {
+        &self.noise
+    }
+
+    /// The key of QUIC's stateless resets, kept so that peers notice a restart at once.
+    #[must_use]
+    pub fn reset_key(&self) -> &[u8; 64] {
+        &self.reset
+    }
+
+    /// What invites are issued and checked with.
+    #[must_use]
+    pub fn invite_secret(&self) -> &[u8; 16] {
+        &self.invite
+    }
+
+    /// The node's own account.
+    #[must_use]
+    pub fn wallet(&self) -> &WalletKey {
+        &self.wallet
+    }
+
+    /// A number drawn at this start, by which relays tell a restart.
+    #[must_use]
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// Where the ledger is.
+    #[must_use]
+    pub fn ledger_path(&self) -> PathBuf {
+        self.dir.join("ledger.db")
+    }
+
+    /// Where the embedded chain is unless it is shared.
+    #[must_use]
+    pub fn chain_dir(&self) -> PathBuf {
+        self.dir.join("chain")
+    }
+}
+
+fn default_dir(
+    role: &str,
+    var: impl Fn(&str) -> Option<std::ffi::OsString>,
+) -> Result<PathBuf, StateError> {
+    let base = match (var("SLUICE_STATE"), var("XDG_STATE_HOME"), var("HOME")) {
+        (Some(dir), _, _) => PathBuf::from(dir),
+        (None, Some(state), _) => Path::new(&state).join("sluice"),
+        (None, None, Some(home)) => Path::new(&home).join(".local/state/sluice"),
+        (None, None, None) => return Err(StateError::NoHome),
+    };
+    Ok(base.join(role))
+}
+
+fn incarnation() -> Result<u64, StateError> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|e| StateError::Random(e.to_string()))?;
+    Ok(u64::from_be_bytes(bytes))
+}
+
+fn draw<const N: usize>() -> Result<Zeroizing<Vec<u8>>, StateError> {
+    let mut bytes = Zeroizing::new(vec![0; N]);
+    getrandom::fill(&mut bytes).map_err(|e| StateError::Random(e.to_string()))?;
+    Ok(bytes)
+}
+
+fn exact<const N: usize>(bytes: &[u8]) -> Result<Secret<N>, String> {
+    let secret = bytes.try_into();
+    secret.map(Zeroizing::new).map_err(|_| format!("it has {} bytes instead of {N}", bytes.len()))
+}
+
+fn node_draw() -> Result<Zeroizing<Vec<u8>>, StateError> {
+    let keypair = Keypair::ed25519_from_bytes(&mut draw::<32>()?[..])
+        .expect("any 32 bytes are an Ed25519 secret");
+    Ok(Zeroizing::new(keypair.to_protobuf_encoding().expect("Ed25519 keys can be encoded")))
+}
+
+fn node_parse(bytes: &[u8]) -> Result<Keypair, String> {
+    let keypair = Keypair::from_protobuf_encoding(bytes).map_err(|e| e.to_string())?;
+    if keypair.clone().try_into_ed25519().is_err() {
+        return Err("it is not an Ed25519 key".to_owned());
+    }
+    // Protobuf takes the last of two keys that stand one behind the other.
+    let encoded = keypair.to_protobuf_encoding().map(Zeroizing::new).map_err(|e| e.to_string())?;
+    match encoded[..] == *bytes {
+        true => Ok(keypair),
+        false => Err("more than a key stands in it".to_owned()),
+    }
+}
+
+fn wallet_draw() -> Result<Zeroizing<Vec<u8>>, StateError> {
+    loop {
+        let secret = draw::<32>()?;
+        // One draw in 2^128 is not below the curve's order.
+        if wallet_key(&secret).is_some() {
+            return Ok(Zeroizing::new(format!("{}\n", hex::encode(&secret[..])).into_bytes()));
+        }
+    }
+}
+
+fn wallet_parse(text: &[u8]) -> Result<WalletKey, String> {
+    let digits = text.trim_ascii();
+    let digits = digits.strip_prefix(b"0x").unwrap_or(digits);
+    let mut secret = Zeroizing::new([0; 32]);
+    hex::decode_to_slice(digits, &mut secret[..])
+        .map_err(|_| "it must be 64 hexadecimal digits".to_owned())?;
+    wallet_key(&secret[..]).ok_or_else(|| "it is no secp256k1 secret key".to_owned())
+}
+
+fn wallet_key(secret: &[u8]) -> Option<WalletKey> {
+    WalletKey::from_bytes(secret.try_into().ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_directory_is_the_first_that_the_environment_names() {
+        let among = |set: &[(&str, &str)]| {
+            let set: Vec<(String, String)> =
+                set.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            default_dir("relay", |name| {
+                set.iter().find(|(key, _)| key == name).map(|(_, value)| value.into())
+            })
+        };
+        let home = ("HOME", "/home/a");
+        let xdg = ("XDG_STATE_HOME", "/xdg");
+        assert_eq!(among(&[home]).ok(), Some("/home/a/.local/state/sluice/relay".into()));
+        assert_eq!(among(&[home, xdg]).ok(), Some("/xdg/sluice/relay".into()));
+        assert_eq!(among(&[home, xdg, ("SLUICE_STATE", "/s")]).ok(), Some("/s/relay".into()));
+        assert!(matches!(among(&[]), Err(StateError::NoHome)));
+    }
+}

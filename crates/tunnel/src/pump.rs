@@ -1,0 +1,111 @@
+//! Moves bytes between a TCP connection and a stream, both ways, in one task.
+
+mod incoming;
+mod outgoing;
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use bytes::Bytes;
+use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
+use sluice_metering::{StreamIndex, StreamState};
+use sluice_proto::wire::code;
+use tokio::net::TcpStream;
+
+use crate::account::{Account, Stopped};
+use crate::tcp;
+
+/// What one connection carried.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pumped {
+    /// Bytes from TCP that the stream took.
+    pub sent: u64,
+    /// Bytes from the stream that TCP took.
+    pub received: u64,
+}
+
+/// How a connection ended, other than by both sides closing it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Ended {
+    /// The local program reset its connection or went away.
+    #[error("the local connection was reset")]
+    Local,
+    /// The other end reset the stream, with a code of [`sluice_proto::wire::code`].
+    #[error("the other end reset the connection (code {0})")]
+    Remote(u64),
+    /// The session ended.
+    #[error("the session ended: {0}")]
+    Session(ConnectionError),
+    /// The account lets nothing more pass.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// A count that both directions see; they are one task.
+#[derive(Debug, Default)]
+struct Tally(AtomicU64);
+
+impl Tally {
+    fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    fn set(&self, n: u64) {
+        self.0.store(n, Relaxed);
+    }
+
+    fn add(&self, n: u64) {
+        self.set(self.get() + n);
+    }
+}
+
+/// What both directions of one connection share.
+struct Ends<'a> {
+    tcp: &'a TcpStream,
+    connection: &'a Connection,
+    account: &'a Account,
+    stream: StreamIndex,
+    /// Permitted, and not yet taken by QUIC.
+    unsent: Tally,
+    sent: Tally,
+    received: Tally,
+}
+
+/// Carries a connection to its end, and resets what is left if it breaks. `preamble` goes before
+/// everything else and is not payload.
+pub(crate) async fn run(
+    tcp: TcpStream,
+    connection: &Connection,
+    account: &Account,
+    (mut send, mut recv): (SendStream, RecvStream),
+    preamble: Option<Bytes>,
+) -> (Pumped, Result<(), Ended>) {
+    let stream = StreamIndex(recv.id().index());
+    account.opened(stream);
+    let (unsent, sent, received) = Default::default();
+    let ends = Ends { tcp: &tcp, connection, account, stream, unsent, sent, received };
+    let result = tokio::try_join!(
+        outgoing::run(&ends, &mut send, preamble),
+        incoming::run(&ends, &mut recv)
+    );
+    let pumped = Pumped { sent: ends.sent.get(), received: ends.received.get() };
+    account.refund(stream, ends.unsent.get());
+    let Err(ended) = result else {
+        account.closed(stream, StreamState::Ended);
+        return (pumped, Ok(()));
+    };
+    if account.pays() {
+        incoming::take_rest(account, stream, &mut recv).await;
+    }
+    abort(&mut send, &mut recv, code::RESET);
+    account.closed(stream, StreamState::Reset);
+    tcp::reset(tcp);
+    // What the session's end looks like from inside depends on who noticed first.
+    let ended = connection.close_reason().map_or(ended, Ended::Session);
+    (pumped, Err(ended))
+}
+
+/// Resets both directions of a stream; one that is closed already stays so.
+pub(crate) fn abort(send: &mut SendStream, recv: &mut RecvStream, code: u32) {
+    let _ = send.reset(VarInt::from_u32(code));
+    let _ = recv.stop(VarInt::from_u32(code));
+}

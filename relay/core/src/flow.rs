@@ -1,0 +1,178 @@
+//! A flow, and what its holder granted to its tenant.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use sluice_proto::FlowId;
+use sluice_proto::frame::HEADER_LEN;
+
+use crate::account::Account;
+use crate::leg::Leg;
+use crate::limits::{FedClock, Throttle};
+
+/// Packets that a tenant may send on a provisional flow.
+const PROVISIONAL_PACKETS: u32 = 4;
+/// Bytes to the holder that each pair of holder and tenant starts with, once.
+const GRANT_START: u64 = 64 * 1024;
+/// A packet with payload from the holder counts as at least this.
+const GRANT_PACKET_MIN: u64 = 1200;
+/// Frames longer than this carry payload: longer than any bare acknowledgement with its header.
+const PAYLOAD_FRAME: u64 = 120 + HEADER_LEN as u64;
+
+/// What a frame of `len` bytes from the holder counts towards its grant.
+pub(crate) const fn packet_counted_as_sent(len: u64) -> u64 {
+    if len > PAYLOAD_FRAME && len < GRANT_PACKET_MIN { GRANT_PACKET_MIN } else { len }
+}
+
+/// What a holder agreed to be billed for, coming from one tenant: 64 KiB once, 1/8 of what it
+/// sent, 1.5 x what reached it. Outlives the flows between the two.
+#[derive(Debug, Default)]
+pub(crate) struct Grant {
+    sent: AtomicU64,
+    delivered: AtomicU64,
+    used: AtomicU64,
+}
+
+impl Grant {
+    fn allowed(&self) -> u64 {
+        let sent = self.sent.load(Ordering::Relaxed) / 8;
+        let delivered = self.delivered.load(Ordering::Relaxed);
+        GRANT_START.saturating_add(sent).saturating_add(delivered).saturating_add(delivered / 2)
+    }
+
+    /// Counts what the holder sent, as [`packet_counted_as_sent`] says.
+    pub(crate) fn sent(&self, counted: u64) {
+        self.sent.fetch_add(counted, Ordering::Relaxed);
+    }
+
+    /// Counts payload that the holder reports as delivered.
+    pub(crate) fn delivered(&self, bytes: u64) {
+        let add = |before: u64| Some(before.saturating_add(bytes));
+        self.delivered.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok();
+    }
+
+    /// Takes `bytes` if the grant covers them.
+    pub(crate) fn take(&self, bytes: u64) -> bool {
+        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
+        if before.saturating_add(bytes) > self.allowed() {
+            self.give_back(bytes);
+            return false;
+        }
+        true
+    }
+
+    /// Undoes [`Grant::take`].
+    pub(crate) fn give_back(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Which end of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Tenant,
+    Holder,
+}
+
+/// One end of a flow.
+#[derive(Debug)]
+pub(crate) struct End {
+    /// The flow's number on this hop, in both directions.
+    pub(crate) number: FlowId,
+    pub(crate) leg: Arc<Leg>,
+    /// Frame bytes from this end that were forwarded.
+    pub(crate) forwarded: AtomicU64,
+}
+
+impl End {
+    pub(crate) fn new(number: FlowId, leg: Arc<Leg>) -> Self {
+        Self { number, leg, forwarded: AtomicU64::new(0) }
+    }
+}
+
+const PROVISIONAL: u8 = 0;
+const OPEN: u8 = 1;
+
+/// A pair of nodes across the relay. Shared by threads.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    pub(crate) tenant: End,
+    pub(crate) holder: End,
+    pub(crate) account: Arc<Account>,
+    pub(crate) grant: Arc<Grant>,
+    pub(crate) trickle: Throttle,
+    state: AtomicU8,
+    provisional_left: AtomicU32,
+    unpaid: AtomicBool,
+    /// Payload that the holder reported so far.
+    delivered: AtomicU64,
+}
+
+impl Flow {
+    pub(crate) fn new(
+        tenant: End,
+        holder: End,
+        account: Arc<Account>,
+        grant: Arc<Grant>,
+        clock: &FedClock,
+    ) -> Self {
+        Self {
+            tenant,
+            holder,
+            account,
+            grant,
+            trickle: Throttle::trickle(clock),
+            state: AtomicU8::new(PROVISIONAL),
+            provisional_left: AtomicU32::new(PROVISIONAL_PACKETS),
+            unpaid: AtomicBool::new(false),
+            delivered: AtomicU64::new(0),
+        }
+    }
+
+    /// Takes the holder's report of payload delivered on this flow, cumulative.
+    pub(crate) fn granted(&self, delivered: u64) {
+        let before = self.delivered.fetch_max(delivered, Ordering::Relaxed);
+        self.grant.delivered(delivered.saturating_sub(before));
+    }
+
+    pub(crate) const fn end(&self, side: Side) -> &End {
+        match side {
+            Side::Tenant => &self.tenant,
+            Side::Holder => &self.holder,
+        }
+    }
+
+    pub(crate) const fn other(&self, side: Side) -> &End {
+        match side {
+            Side::Tenant => &self.holder,
+            Side::Holder => &self.tenant,
+        }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == OPEN
+    }
+
+    /// The holder answered, or sent a frame: it agreed.
+    pub(crate) fn open(&self) {
+        self.state.store(OPEN, Ordering::Relaxed);
+    }
+
+    /// Takes up to `n` of the packets that a provisional flow may carry; returns how many.
+    pub(crate) fn take_provisional(&self, n: u32) -> u32 {
+        let take = |left: u32| Some(left - left.min(n));
+        self.provisional_left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+            .map_or(0, |left| left.min(n))
+    }
+
+    /// Notes that the window held this flow back. True: for the first time since it was raised.
+    pub(crate) fn mark_unpaid(&self) -> bool {
+        !self.unpaid.swap(true, Ordering::Relaxed)
+    }
+
+    /// Notes that there is room again. True: the ends were told that there was none.
+    pub(crate) fn clear_unpaid(&self) -> bool {
+        self.unpaid.swap(false, Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,107 @@
+//! What a relay is told, and why it does not start.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use sluice_chain::Chain;
+use sluice_ledger::Ledger;
+use sluice_proto::{EthAddress, Keypair, Price};
+use sluice_relay_core::Limits;
+
+/// Where a relay's money lives. Needed when its price is not 0.
+#[derive(Debug, Clone)]
+pub struct RelayPayment {
+    /// Where vouchers and leases are kept.
+    pub ledger: Ledger,
+    /// Where channels are looked up.
+    pub chain: Chain,
+    /// The relay's wallet: may redeem and close.
+    pub payee: EthAddress,
+    /// Receives the money.
+    pub payout: EthAddress,
+    /// Least close period of a channel, in seconds.
+    pub period_s: u32,
+    /// Windows of credit on a deposit that is on-chain but not final yet.
+    pub unfinal_credit: u64,
+}
+
+impl RelayPayment {
+    /// With the default period of 48 hours and a credit of 64 windows.
+    #[must_use]
+    pub const fn new(ledger: Ledger, chain: Chain, payee: EthAddress, payout: EthAddress) -> Self {
+        Self { ledger, chain, payee, payout, period_s: 48 * 3600, unfinal_credit: 64 }
+    }
+}
+
+/// What a relay is told at its start.
+#[derive(Debug, Clone)]
+pub struct RelayConfig {
+    /// The relay's identity.
+    pub keypair: Keypair,
+    /// Where it listens; port 0 takes any that is free.
+    pub bind: SocketAddr,
+    /// Forwarding threads; 0: one per core.
+    pub threads: usize,
+    /// What holders pay per GiB, each way as they see it.
+    pub price: Price,
+    /// Bits per second that a reservation's window is computed from.
+    pub rate_max: u64,
+    /// Bytes that a new holder may pass before its first voucher is due.
+    pub starter_bytes: u64,
+    /// Starter bytes given to all holders in a month.
+    pub starter_total: u64,
+    /// How long a reservation lasts; holders renew it before.
+    pub reservation_ttl: Duration,
+    /// Bounds.
+    pub limits: Limits,
+    /// Where the money lives; none at price 0.
+    pub payment: Option<RelayPayment>,
+    /// Key of QUIC's stateless resets: 32 random bytes that are kept on disk, so that clients
+    /// notice a restart at once.
+    pub reset_key: [u8; 32],
+}
+
+impl RelayConfig {
+    /// A relay at price 0 with the default bounds and a reset key of its own.
+    #[must_use]
+    pub fn new(keypair: Keypair, bind: SocketAddr) -> Self {
+        let mut reset_key = [0; 32];
+        getrandom::fill(&mut reset_key).expect("the system has random bytes");
+        Self {
+            keypair,
+            bind,
+            threads: 0,
+            price: Price::default(),
+            rate_max: 1_000_000_000,
+            starter_bytes: 256 * 1024 * 1024,
+            starter_total: 16 * 1024 * 1024 * 1024,
+            reservation_ttl: Duration::from_secs(30 * 24 * 3600),
+            limits: Limits::default(),
+            payment: None,
+            reset_key,
+        }
+    }
+}
+
+/// Why a relay did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// Another program listens on that port.
+    #[error(
+        "{0} is in use by another program: stop it, or choose another port with `bind` in [relay]"
+    )]
+    PortInUse(SocketAddr),
+    /// The address cannot be bound.
+    #[error("cannot listen on {0}: {1}")]
+    Bind(SocketAddr, #[source] io::Error),
+    /// A socket option or a thread failed.
+    #[error("cannot {0}: {1}")]
+    System(&'static str, #[source] io::Error),
+    /// A price without a wallet and a chain, or the other way round.
+    #[error("`price` in [relay] needs a wallet and a chain exactly when it is not 0")]
+    Payment,
+    /// The identity's certificate cannot be made.
+    #[error("cannot make the relay's TLS certificate: {0}")]
+    Certificate(String),
+}

@@ -1,0 +1,106 @@
+//! The forwarding threads.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use sluice_relay_core::{Dropped, Event, Forwarder, Output, ReturnAddress};
+use tokio::sync::mpsc;
+
+use crate::endpoint::QuicQueue;
+use crate::sockets::RelaySocket;
+
+/// Room for the largest batch that the kernel hands over.
+const BUFFER: usize = 64 * 1024;
+
+/// What one thread did. Apart, so that threads do not write to one cache line.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct ThreadCounts {
+    /// Frame bytes sent on.
+    pub(crate) forwarded: AtomicU64,
+    /// Batches received.
+    pub(crate) batches: AtomicU64,
+}
+
+/// One forwarding thread: everything it needs.
+pub(crate) struct DataThread {
+    pub(crate) socket: Arc<RelaySocket>,
+    pub(crate) forwarder: Arc<Forwarder>,
+    pub(crate) quic: Arc<QuicQueue>,
+    pub(crate) events: mpsc::Sender<Event>,
+    pub(crate) counts: Arc<ThreadCounts>,
+    pub(crate) stop: Arc<AtomicBool>,
+    /// Whether the sockets are bound to every address of the host.
+    pub(crate) any_address: bool,
+}
+
+impl DataThread {
+    /// Forwards until told to stop.
+    pub(crate) fn run(self) {
+        let mut buffer = vec![0; BUFFER];
+        while !self.stop.load(Ordering::Relaxed) {
+            match self.socket.receive(&mut buffer) {
+                Ok(meta) => self.batch(&meta, &mut buffer[..meta.len]),
+                Err(e) if is_pause(&e) => {}
+                Err(error) => {
+                    // An ICMP error of an earlier send, or the like: not this socket's end.
+                    tracing::debug!(%error, "failed to receive");
+                }
+            }
+        }
+    }
+
+    fn batch(&self, meta: &quinn_udp::RecvMeta, batch: &mut [u8]) {
+        let local = meta.dst_ip.filter(|_| self.any_address);
+        let from = ReturnAddress { remote: meta.addr, local };
+        let mut forwarded = 0;
+        self.forwarder.forward(Instant::now(), from, batch, meta.stride, &mut |output| {
+            match output {
+                Output::Frames { to, bytes, segment } => {
+                    if self.send(to, bytes, segment, meta.ecn) {
+                        forwarded += bytes.len() as u64;
+                    }
+                }
+                Output::Answer { to, bytes } => {
+                    self.send(to, bytes, bytes.len(), None);
+                }
+                Output::Quic { bytes, segment } => {
+                    let dropped = self.quic.push(meta, bytes, segment);
+                    if dropped != 0 {
+                        self.forwarder.drops().add(Dropped::QuicQueue, dropped);
+                    }
+                }
+                Output::Event(event) => {
+                    // Full: the control plane hears the next one.
+                    let _ = self.events.try_send(event);
+                }
+            }
+        });
+        self.counts.batches.fetch_add(1, Ordering::Relaxed);
+        self.counts.forwarded.fetch_add(forwarded, Ordering::Relaxed);
+    }
+
+    fn send(
+        &self,
+        to: ReturnAddress,
+        bytes: &[u8],
+        segment: usize,
+        ecn: Option<quinn_udp::EcnCodepoint>,
+    ) -> bool {
+        let sent = self.socket.send(to, bytes, segment, ecn).is_ok();
+        if !sent {
+            let count = bytes.len().div_ceil(segment.max(1)) as u64;
+            self.forwarder.drops().add(Dropped::SendBuffer, count);
+        }
+        sent
+    }
+}
+
+fn is_pause(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
+    )
+}

@@ -1,0 +1,373 @@
+//! The desk where reservations are made: terms out, acceptance in.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use sluice_ledger::{ChannelStatus, Edge, LeaseRow, Role};
+use sluice_metering::{Counts, RelayMeter, Terms, VoucherRecord, check_accept};
+use sluice_proto::wire::control::ReserveOffer;
+use sluice_proto::wire::{code, pay};
+use sluice_proto::{Amount, Keypair, LeaseId, PeerId, Price, window_bytes};
+use sluice_relay_core::{LegId, Reserve};
+
+use crate::config::{RelayConfig, RelayPayment};
+use crate::meters::{NewMeter, StarterPlace, month, stored};
+use crate::payment::{Declined, Shown, declined};
+use crate::shared::Shared;
+
+/// Silence after which a holder's session with the relay counts as ended, as the terms say it.
+const IDLE_TIMEOUT_S: u32 = 600;
+/// Offers that wait for an answer.
+const OFFERS_MAX: usize = 4096;
+/// Terms that end sooner are not offered again.
+const RENEW_BEFORE_S: u64 = 3600;
+
+/// What was offered on one control connection.
+#[derive(Debug, Clone)]
+struct Offered {
+    terms: Terms,
+    signed: pay::SignedTerms,
+    /// The ledger's row, if these terms were accepted before.
+    row: Option<LeaseRow>,
+}
+
+/// The relay's terms, and the offers that are out.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    keypair: Keypair,
+    peer: PeerId,
+    price: Price,
+    rate_max: u64,
+    ttl: Duration,
+    starter_bytes: u64,
+    starter_total: u64,
+    payment: Option<RelayPayment>,
+    offers: Mutex<BTreeMap<LegId, Offered>>,
+}
+
+impl Desk {
+    pub(crate) fn new(config: &RelayConfig) -> Self {
+        Self {
+            keypair: config.keypair.clone(),
+            peer: config.keypair.public().to_peer_id(),
+            price: config.price,
+            rate_max: config.rate_max,
+            ttl: config.reservation_ttl,
+            starter_bytes: config.starter_bytes,
+            starter_total: config.starter_total,
+            payment: config.payment.clone(),
+            offers: Mutex::default(),
+        }
+    }
+
+    /// The relay's own identity.
+    pub(crate) const fn peer(&self) -> PeerId {
+        self.peer
+    }
+
+    /// Where the money lives, if anything is charged.
+    pub(crate) const fn payment(&self) -> Option<&RelayPayment> {
+        self.payment.as_ref()
+    }
+
+    /// Forgets what was offered on a control connection.
+    pub(crate) fn forget(&self, leg: LegId) {
+        self.offers.lock().remove(&leg);
+    }
+
+    fn terms(&self, holder: PeerId, lease: LeaseId) -> Terms {
+        Terms {
+            lease,
+            payer: holder,
+            payee: self.peer,
+            price: self.price,
+            window: window_bytes(self.rate_max, Duration::ZERO),
+            payment: self.payment.as_ref().map(RelayPayment::terms),
+            starter_bytes: if self.payment.is_some() { self.starter_bytes } else { 0 },
+            idle_timeout_s: IDLE_TIMEOUT_S,
+            expires_unix_s: unix_s().saturating_add(self.ttl.as_secs()),
+            rate_max: self.rate_max,
+        }
+    }
+
+    /// Whether terms that were accepted before are those that would be offered now.
+    fn still_holds(&self, terms: &Terms) -> bool {
+        let now = self.terms(terms.payer, terms.lease);
+        let same = Terms { expires_unix_s: now.expires_unix_s, ..terms.clone() } == now;
+        same && terms.expires_unix_s > unix_s().saturating_add(RENEW_BEFORE_S)
+    }
+
+    fn keep(&self, leg: LegId, offered: Offered) -> Result<(), Declined> {
+        let mut offers = self.offers.lock();
+        if offers.len() >= OFFERS_MAX {
+            return declined(code::LIMIT, "too many offers wait for an answer: ask again later");
+        }
+        offers.insert(leg, offered);
+        Ok(())
+    }
+
+    fn take(&self, leg: LegId, holder: &PeerId, accept: &pay::Accept) -> Result<Offered, Declined> {
+        let Some(offered) = self.offers.lock().remove(&leg) else {
+            return declined(code::PROTOCOL, "nothing was offered");
+        };
+        match check_accept(holder, &offered.signed.terms, accept) {
+            Ok(()) => Ok(offered),
+            Err(error) => declined(code::PROTOCOL, error.to_string()),
+        }
+    }
+}
+
+impl Shared {
+    /// Offers terms to a client that asked.
+    pub(crate) async fn offer(self: Arc<Self>, leg: LegId, peer: PeerId) {
+        let offer = self.make_offer(leg, peer).await;
+        self.drive(|admission, _| match offer {
+            Ok(offer) => admission.offered(leg, offer),
+            Err(why) => admission.declined(leg, why.code, why.message),
+        });
+    }
+
+    async fn make_offer(
+        self: &Arc<Self>,
+        leg: LegId,
+        peer: PeerId,
+    ) -> Result<ReserveOffer, Declined> {
+        let Some(payment) = &self.desk.payment else {
+            let known = self.drive(|admission, _| admission.account_of(&peer));
+            let lease = known.map_or_else(random_lease, |account| account.lease());
+            let terms = self.desk.terms(peer, lease);
+            let signed = terms.sign(&self.desk.keypair);
+            self.desk.keep(leg, Offered { terms, signed: signed.clone(), row: None })?;
+            return Ok(ReserveOffer { terms: Some(signed), starter_left: 0, newest: None });
+        };
+        let row = payment.ledger.lease_with(peer, Edge::Relay, Role::Payee, unix_s()).await?;
+        let offered = match row {
+            Some(row) => self.offer_again(row).await?,
+            None => None,
+        };
+        let offered = offered.unwrap_or_else(|| {
+            let terms = self.desk.terms(peer, random_lease());
+            let signed = terms.sign(&self.desk.keypair);
+            Offered { terms, signed, row: None }
+        });
+        let newest = payment.ledger.newest_earned(offered.terms.lease).await?;
+        let (_, starter_left) = self.starter(leg, &peer).await?;
+        let signed = offered.signed.clone();
+        self.desk.keep(leg, offered)?;
+        let newest = newest.map(|stored| stored.voucher);
+        Ok(ReserveOffer { terms: Some(signed), starter_left, newest })
+    }
+
+    /// The terms that this holder accepted before, if they still hold and their channel can pay.
+    async fn offer_again(&self, row: LeaseRow) -> Result<Option<Offered>, Declined> {
+        let Ok(terms) = Terms::parse(&row.terms) else { return Ok(None) };
+        if !self.desk.still_holds(&terms) {
+            return Ok(None);
+        }
+        let payment = self.desk.payment.as_ref().expect("only then are there rows");
+        if let Some(id) = row.channel {
+            let channel = payment.ledger.channel(id).await?;
+            if channel.is_none_or(|channel| channel.status != ChannelStatus::Open) {
+                return Ok(None);
+            }
+        }
+        let signed =
+            pay::SignedTerms { terms: row.terms.clone(), signature: row.terms_signature.clone() };
+        Ok(Some(Offered { terms, signed, row: Some(row) }))
+    }
+
+    /// The prefix that a client counts to, and the starter bytes that are left for it.
+    async fn starter(&self, leg: LegId, peer: &PeerId) -> Result<(String, u64), Declined> {
+        let ip = self.outbox(leg).map(|outbox| outbox.connection().remote_address().ip());
+        let prefix = ip.map_or_else(String::new, prefix);
+        let Some(payment) = self.desk.payment.as_ref().filter(|_| self.desk.starter_bytes != 0)
+        else {
+            return Ok((prefix, 0));
+        };
+        let given = payment.ledger.starter_given(*peer, prefix.clone(), month()).await?;
+        let (of_prefix, of_all) = self.meters.promised(peer, &prefix);
+        let to_prefix = given.to_prefix.saturating_add(of_prefix);
+        let of_node = self.desk.starter_bytes.saturating_sub(given.to_peer.max(to_prefix));
+        let in_month = given.in_month.saturating_add(of_all);
+        Ok((prefix, of_node.min(self.desk.starter_total.saturating_sub(in_month))))
+    }
+
+    /// Takes a client's acceptance.
+    pub(crate) async fn accept(self: Arc<Self>, leg: LegId, peer: PeerId, accept: pay::Accept) {
+        let result = match self.desk.take(leg, &peer, &accept) {
+            Ok(offered) if self.desk.payment.is_some() => {
+                self.accept_paid(leg, peer, &accept, offered).await
+            }
+            Ok(offered) => {
+                self.reserve(leg, &offered.terms, None);
+                Ok(())
+            }
+            Err(why) => Err(why),
+        };
+        if let Err(why) = result {
+            tracing::debug!(%peer, code = why.code, reason = why.message, "no reservation");
+            self.drive(|admission, _| admission.declined(leg, why.code, why.message));
+        }
+    }
+
+    fn reserve(
+        self: &Arc<Self>,
+        leg: LegId,
+        terms: &Terms,
+        room: Option<u64>,
+    ) -> Option<(Arc<sluice_relay_core::Account>, sluice_relay_core::AccountTotals)> {
+        let left = Duration::from_secs(terms.expires_unix_s.saturating_sub(unix_s()));
+        self.drive(|admission, now| {
+            let reserve = Reserve {
+                lease: terms.lease,
+                room,
+                expires: now + left,
+                expires_unix_s: terms.expires_unix_s,
+            };
+            admission.reserved(leg, reserve, now)
+        })
+    }
+
+    async fn accept_paid(
+        self: &Arc<Self>,
+        leg: LegId,
+        peer: PeerId,
+        accept: &pay::Accept,
+        offered: Offered,
+    ) -> Result<(), Declined> {
+        let payment = self.desk.payment.as_ref().expect("it is asked before");
+        let Some(outbox) = self.outbox(leg) else { return Ok(()) };
+        let terms = offered.terms;
+        let mut shown = match &accept.channel {
+            Some(binding) => {
+                Some(payment.check(outbox.connection(), &peer, binding, &terms).await?)
+            }
+            None => None,
+        };
+        let (prefix, starter_left) = self.starter(leg, &peer).await?;
+        if shown.is_none() && starter_left == 0 {
+            return self.ask_for_channel(payment);
+        }
+        self.write_lease(payment, peer, &terms, offered.signed, offered.row, &mut shown).await?;
+        let channel = shown.map(|shown| shown.channel);
+        let newest = payment.ledger.newest_earned(terms.lease).await?;
+        let newest = newest.map(|v| VoucherRecord {
+            lease: v.lease,
+            session: v.session,
+            counts: Counts { up: v.up, down: v.down },
+            amount: v.amount,
+            voucher: v.voucher,
+        });
+        let mut meter = RelayMeter::new(terms.clone(), channel, starter_left, newest);
+        if let Some(voucher) = &accept.newest {
+            let presented = meter
+                .check_presented(voucher)
+                .or_else(|lie| declined(code::PROTOCOL, format!("newest voucher: {lie}")))?;
+            if let Some(record) = presented {
+                payment.ledger.record_earned(stored(record.clone())).await?;
+                meter = RelayMeter::new(terms.clone(), channel, starter_left, Some(record));
+            }
+        }
+        self.meter(&peer, |_, _| {});
+        let debt = self.meters.debt(&peer, meter.paid(), Instant::now());
+        let room = meter.limit().saturating_sub(debt);
+        let Some((account, start)) = self.reserve(leg, &terms, Some(room)) else { return Ok(()) };
+        tracing::info!(
+            holder = %peer, lease = %terms.lease, starter_left, debt,
+            channel = channel.map(|c| tracing::field::display(c.id)), "a reservation stands",
+        );
+        let starter = StarterPlace { prefix, left: starter_left };
+        self.add_meter(peer, NewMeter { meter, terms, account, start, starter, shown, debt });
+        Ok(())
+    }
+
+    fn ask_for_channel(&self, payment: &RelayPayment) -> Result<(), Declined> {
+        let terms = payment.terms();
+        declined(
+            code::CHANNEL,
+            format!(
+                "no starter bytes are left: show a channel to payee {}, payout {}, token {} at \
+                 contract {} on chain {}, with a close period of {} s or more",
+                terms.payee,
+                terms.payout,
+                terms.token,
+                terms.domain.contract,
+                terms.domain.chain_id,
+                terms.period_s
+            ),
+        )
+    }
+
+    /// Writes down what was agreed; a channel's base is what the lease began with.
+    async fn write_lease(
+        &self,
+        payment: &RelayPayment,
+        peer: PeerId,
+        terms: &Terms,
+        signed: pay::SignedTerms,
+        row: Option<LeaseRow>,
+        shown: &mut Option<Shown>,
+    ) -> Result<(), Declined> {
+        let known = row.as_ref().and_then(|row| row.channel);
+        let showed = shown.as_ref().map(|shown| shown.channel.id);
+        if let Some(known) = known
+            && showed != Some(known)
+        {
+            if showed.is_some() {
+                let row = row.expect("it has a channel");
+                payment.ledger.put_lease(LeaseRow { closed: true, ..row }).await?;
+            }
+            return declined(
+                code::CHANNEL,
+                format!("this reservation is paid from channel {known}: show it, or ask anew"),
+            );
+        }
+        if let (Some(_), Some(row), Some(shown)) = (known, &row, shown.as_mut()) {
+            shown.channel.base = row.base;
+        }
+        if let Some(shown) = shown {
+            payment.ledger.put_channel(payment.row(shown, peer)).await?;
+        }
+        let sessions = row.map_or(0, |row| row.sessions).saturating_add(1);
+        let lease = LeaseRow {
+            id: terms.lease,
+            edge: Edge::Relay,
+            role: Role::Payee,
+            peer,
+            terms: signed.terms,
+            terms_signature: signed.signature,
+            channel: showed,
+            base: shown.as_ref().map_or(Amount(0), |shown| shown.channel.base),
+            sessions,
+            closed: false,
+        };
+        Ok(payment.ledger.put_lease(lease).await?)
+    }
+}
+
+fn random_lease() -> LeaseId {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).expect("the system has random bytes");
+    LeaseId(bytes)
+}
+
+/// A /24 or /48, as the ledger's starter bytes name it.
+fn prefix(ip: IpAddr) -> String {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            let [a, b, c, _] = ip.octets();
+            format!("{a}.{b}.{c}.0/24")
+        }
+        IpAddr::V6(ip) => {
+            let [a, b, c, ..] = ip.segments();
+            format!("{a:x}:{b:x}:{c:x}::/48")
+        }
+    }
+}
+
+pub(crate) fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

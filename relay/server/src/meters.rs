@@ -1,0 +1,525 @@
+//! The accounts of the reservations that are paid for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use sluice_ledger::StoredVoucher;
+use sluice_metering::{Counts, Lie, RelayMeter, RelayMeterEvent, Terms, VoucherRecord};
+use sluice_proto::wire::code;
+use sluice_proto::{Amount, LeaseId, PeerId};
+use sluice_relay_core::{Account, AccountTotals, LegId};
+use tokio::sync::Notify;
+
+use crate::payment::{Shown, Unfit};
+use crate::shared::Shared;
+
+/// Accounts are looked at this often even if nothing is due: traffic below the next alarm counts
+/// as silence only once it is known.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Channels in use are read from the chain this often.
+const READ_EVERY: Duration = Duration::from_secs(30);
+/// A channel whose deposit seems exceeded is read again at most this often.
+const READ_AGAIN: Duration = Duration::from_secs(1);
+/// Bytes that a holder left unpaid are held against it for this long, or until it paid as many:
+/// coming back does not renew the window.
+const DEBT_TTL: Duration = Duration::from_secs(3600);
+/// Holders whose debts are remembered.
+const DEBTS_MAX: usize = 65_536;
+/// When the relay stops, holders may settle for this long.
+const SETTLE_WITHIN: Duration = Duration::from_secs(3);
+
+/// One reservation's money.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeterStats {
+    /// Who pays.
+    pub holder: PeerId,
+    /// The reservation.
+    pub lease: LeaseId,
+    /// Frame bytes that were forwarded, cumulative over the reservation.
+    pub counts: Counts,
+    /// Frame bytes that durable vouchers pay for.
+    pub paid: Counts,
+    /// The newest durable amount, cumulative over the channel.
+    pub amount: Amount,
+    /// Vouchers that became durable in this process.
+    pub vouchers: u64,
+    /// Bytes forwarded and not paid.
+    pub unpaid: u64,
+    /// The most that ever was.
+    pub unpaid_max: u64,
+    /// Whether all that was claimed is paid.
+    pub is_settled: bool,
+}
+
+/// Where a holder's starter bytes are written down.
+#[derive(Debug, Clone)]
+pub(crate) struct StarterPlace {
+    pub(crate) prefix: String,
+    pub(crate) left: u64,
+}
+
+/// What a new meter begins with.
+pub(crate) struct NewMeter {
+    pub(crate) meter: RelayMeter,
+    pub(crate) terms: Terms,
+    pub(crate) account: Arc<Account>,
+    pub(crate) start: AccountTotals,
+    pub(crate) starter: StarterPlace,
+    pub(crate) shown: Option<Shown>,
+    pub(crate) debt: u64,
+}
+
+struct Meter {
+    new: NewMeter,
+    paid_at_start: Counts,
+    limit: u64,
+    starter_recorded: u64,
+    due: Option<Instant>,
+    pending: Option<(u64, VoucherRecord)>,
+    persisting: bool,
+    read_at: Option<Instant>,
+    read_total: u64,
+    lies: u64,
+}
+
+impl Meter {
+    fn totals(&self) -> Counts {
+        let totals = self.new.account.totals();
+        Counts {
+            up: totals.up.saturating_sub(self.new.start.up),
+            down: totals.down.saturating_sub(self.new.start.down),
+        }
+    }
+
+    fn start_total(&self) -> u64 {
+        self.new.start.up.saturating_add(self.new.start.down)
+    }
+
+    fn debt(&self) -> u64 {
+        let paid = self.new.meter.paid().since(self.paid_at_start);
+        self.new.debt.saturating_sub(paid)
+    }
+
+    /// The limit for the forwarding path, in its counts.
+    fn limit(&self) -> u64 {
+        let room = self.new.meter.limit().saturating_sub(self.debt());
+        self.start_total().saturating_add(room)
+    }
+
+    fn alarm(&self) -> u64 {
+        self.start_total().saturating_add(self.new.meter.alarm()).min(self.limit())
+    }
+
+    fn stats(&self, holder: PeerId) -> MeterStats {
+        let meter = &self.new.meter;
+        MeterStats {
+            holder,
+            lease: self.new.terms.lease,
+            counts: meter.counts(),
+            paid: meter.paid(),
+            amount: meter.amount(),
+            vouchers: meter.vouchers(),
+            unpaid: meter.unpaid(),
+            unpaid_max: meter.unpaid_max(),
+            is_settled: meter.is_settled(),
+        }
+    }
+}
+
+/// What is to be done once a meter's lock is free.
+#[derive(Default)]
+struct Todo {
+    datagrams: Vec<Bytes>,
+    limit: Option<u64>,
+    persist: bool,
+    starter: u64,
+    read: bool,
+}
+
+/// Every account that is paid for.
+#[derive(Default)]
+pub(crate) struct Meters {
+    meters: Mutex<BTreeMap<PeerId, Arc<Mutex<Meter>>>>,
+    debts: Mutex<BTreeMap<PeerId, (u64, Instant)>>,
+    due: Mutex<BTreeSet<(Instant, PeerId)>>,
+    notify: Notify,
+}
+
+impl std::fmt::Debug for Meters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Meters({})", self.meters.lock().len())
+    }
+}
+
+impl Meters {
+    fn get(&self, peer: &PeerId) -> Option<Arc<Mutex<Meter>>> {
+        self.meters.lock().get(peer).cloned()
+    }
+
+    fn all(&self) -> Vec<(PeerId, Arc<Mutex<Meter>>)> {
+        self.meters.lock().iter().map(|(peer, meter)| (*peer, meter.clone())).collect()
+    }
+
+    /// Every account, by holder.
+    pub(crate) fn stats(&self) -> Vec<MeterStats> {
+        self.all().into_iter().map(|(peer, meter)| meter.lock().stats(peer)).collect()
+    }
+
+    /// Starter bytes that are promised to other nodes of this prefix, and to all others.
+    pub(crate) fn promised(&self, but: &PeerId, prefix: &str) -> (u64, u64) {
+        let (mut of_prefix, mut of_all) = (0_u64, 0_u64);
+        for (peer, meter) in self.all() {
+            if peer == *but {
+                continue;
+            }
+            let meter = meter.lock();
+            let left = meter.new.starter.left.saturating_sub(meter.starter_recorded);
+            of_all = of_all.saturating_add(left);
+            if meter.new.starter.prefix == prefix {
+                of_prefix = of_prefix.saturating_add(left);
+            }
+        }
+        (of_prefix, of_all)
+    }
+
+    /// Takes what a holder left unpaid before: what its newest voucher does not cover.
+    pub(crate) fn debt(&self, peer: &PeerId, newest: Counts, now: Instant) -> u64 {
+        if let Some(meter) = self.get(peer) {
+            let meter = meter.lock();
+            let unpaid = meter.new.meter.counts().since(newest);
+            let unpaid = unpaid.saturating_sub(meter.new.meter.starter_used());
+            return unpaid.saturating_add(meter.debt());
+        }
+        let mut debts = self.debts.lock();
+        match debts.remove(peer) {
+            Some((bytes, at)) if now.saturating_duration_since(at) < DEBT_TTL => bytes,
+            _ => 0,
+        }
+    }
+
+    fn remember_debt(&self, peer: PeerId, bytes: u64, now: Instant) {
+        let mut debts = self.debts.lock();
+        if bytes == 0 {
+            return;
+        }
+        if debts.len() >= DEBTS_MAX {
+            debts.retain(|_, (_, at)| now.saturating_duration_since(*at) < DEBT_TTL);
+        }
+        if debts.len() < DEBTS_MAX {
+            debts.insert(peer, (bytes, now));
+        }
+    }
+
+    fn set_due(&self, peer: PeerId, meter: &mut Meter) {
+        let next = meter.new.meter.poll_timeout().map(|(at, _)| at);
+        if next == meter.due {
+            return;
+        }
+        let mut due = self.due.lock();
+        if let Some(old) = meter.due.take() {
+            due.remove(&(old, peer));
+        }
+        if let Some(at) = next {
+            due.insert((at, peer));
+        }
+        meter.due = next;
+        drop(due);
+        self.notify.notify_one();
+    }
+}
+
+impl Shared {
+    /// Puts a new account in place of the holder's old one.
+    pub(crate) fn add_meter(self: &Arc<Self>, peer: PeerId, new: NewMeter) {
+        let meter = Meter {
+            paid_at_start: new.meter.paid(),
+            limit: 0,
+            starter_recorded: 0,
+            due: None,
+            pending: None,
+            persisting: false,
+            read_at: None,
+            read_total: 0,
+            lies: 0,
+            new,
+        };
+        let old = self.meters.meters.lock().insert(peer, Arc::new(Mutex::new(meter)));
+        if let Some(old) = old
+            && let Some(due) = old.lock().due.take()
+        {
+            self.meters.due.lock().remove(&(due, peer));
+        }
+        self.meter(&peer, |_, _| {});
+    }
+
+    /// The reservation ended: what was left unpaid is remembered for a while.
+    pub(crate) fn remove_meter(self: &Arc<Self>, peer: &PeerId) {
+        self.meter(peer, |_, _| {});
+        let Some(meter) = self.meters.meters.lock().remove(peer) else { return };
+        let mut meter = meter.lock();
+        if let Some(due) = meter.due.take() {
+            self.meters.due.lock().remove(&(due, *peer));
+        }
+        let unpaid = meter.new.meter.unpaid().saturating_sub(meter.new.meter.starter_used());
+        let debt = unpaid.saturating_add(meter.debt());
+        self.meters.remember_debt(*peer, debt, Instant::now());
+        let stats = meter.stats(*peer);
+        tracing::info!(
+            holder = %peer, lease = %stats.lease, paid = stats.paid.total(),
+            unpaid = stats.unpaid, amount = %stats.amount, "an account is closed",
+        );
+    }
+
+    /// A pay message of a holder.
+    pub(crate) fn pay_datagram(self: &Arc<Self>, leg: LegId, datagram: Bytes) {
+        if datagram.is_empty() {
+            return;
+        }
+        let Some(peer) = self.drive(|admission, _| admission.peer_of(leg)) else { return };
+        self.meter(&peer, |meter, now| meter.handle_datagram(&datagram, now));
+    }
+
+    /// The forwarding path raised the alarm, or held something back.
+    pub(crate) fn report(self: &Arc<Self>, peer: &PeerId) {
+        let blocked = self.drive(|admission, _| {
+            admission.account_of(peer).is_some_and(|account| account.is_unpaid())
+        });
+        self.meter(peer, |meter, _| {
+            if blocked {
+                meter.flush();
+            }
+        });
+    }
+
+    /// Reports what was forwarded, changes the holder's account, and does what follows.
+    pub(crate) fn meter(
+        self: &Arc<Self>,
+        peer: &PeerId,
+        change: impl FnOnce(&mut RelayMeter, Instant),
+    ) {
+        let Some(entry) = self.meters.get(peer) else { return };
+        let connection = self
+            .drive(|admission, _| admission.connection_of(peer))
+            .and_then(|leg| self.outbox(leg))
+            .map(|outbox| outbox.connection().clone());
+        let mut todo = Todo::default();
+        {
+            let mut meter = entry.lock();
+            let now = Instant::now();
+            if let Some(connection) = &connection {
+                meter.new.meter.handle_pto(connection.rtt() * 2);
+            }
+            let totals = meter.totals();
+            meter.new.meter.handle_totals(totals, now);
+            change(&mut meter.new.meter, now);
+            take_events(peer, &mut meter, &mut todo, now);
+            todo.datagrams.extend(std::iter::from_fn(|| meter.new.meter.poll_transmit(now)));
+            let limit = meter.limit();
+            todo.limit = (limit != meter.limit).then_some(limit);
+            meter.limit = limit;
+            let used = meter.new.meter.starter_used();
+            todo.starter = used.saturating_sub(meter.starter_recorded);
+            meter.starter_recorded = used;
+            self.meters.set_due(*peer, &mut meter);
+            meter.new.account.set_alarm(meter.alarm());
+        }
+        if let Some(limit) = todo.limit {
+            self.drive(|admission, _| admission.set_limit(peer, limit));
+        }
+        if let Some(connection) = connection {
+            for datagram in todo.datagrams {
+                // Too large, or the connection is lost: repeated or made good later.
+                let _ = connection.send_datagram(datagram);
+            }
+        }
+        if todo.persist {
+            tokio::spawn(self.clone().persist(*peer, entry.clone()));
+        }
+        if todo.starter != 0 {
+            tokio::spawn(self.clone().record_starter(*peer, entry.clone(), todo.starter));
+        }
+        if todo.read {
+            tokio::spawn(self.clone().read_channel(*peer, entry));
+        }
+    }
+
+    /// Makes the newest voucher durable, then the next, until none is left.
+    async fn persist(self: Arc<Self>, peer: PeerId, entry: Arc<Mutex<Meter>>) {
+        let Some(payment) = self.desk.payment() else { return };
+        loop {
+            let next = {
+                let mut meter = entry.lock();
+                let next = meter.pending.take();
+                meter.persisting = next.is_some();
+                next
+            };
+            let Some((seq, record)) = next else { return };
+            let result = payment.ledger.record_earned(stored(record)).await;
+            if let Err(error) = &result {
+                tracing::error!(%error, holder = %peer, "a voucher could not be written");
+            }
+            let is_current = self.meters.get(&peer).is_some_and(|m| Arc::ptr_eq(&m, &entry));
+            if is_current {
+                self.meter(&peer, |meter, now| match result {
+                    Ok(()) => meter.handle_durable(seq, now),
+                    Err(_) => meter.handle_ledger_failed(now),
+                });
+            }
+        }
+    }
+
+    async fn record_starter(self: Arc<Self>, peer: PeerId, entry: Arc<Mutex<Meter>>, bytes: u64) {
+        let Some(payment) = self.desk.payment() else { return };
+        let prefix = entry.lock().new.starter.prefix.clone();
+        let result = payment.ledger.record_starter(peer, prefix, month(), bytes).await;
+        if let Err(error) = result {
+            tracing::error!(%error, holder = %peer, "starter bytes could not be written down");
+            self.meter(&peer, RelayMeter::handle_ledger_failed);
+        }
+    }
+
+    /// Reads a channel anew: a top-up counts, a close ends the reservation.
+    async fn read_channel(self: Arc<Self>, peer: PeerId, entry: Arc<Mutex<Meter>>) {
+        let Some(payment) = self.desk.payment() else { return };
+        let (shown, terms) = {
+            let meter = entry.lock();
+            let Some(shown) = meter.new.shown else { return };
+            (shown, meter.new.terms.clone())
+        };
+        match payment.state(&shown.key).await {
+            Ok((state, is_final)) => {
+                let deposit = payment.usable(&state, is_final, shown.channel.base, &terms);
+                let mut meter = entry.lock();
+                if let Some(shown) = &mut meter.new.shown {
+                    (shown.state, shown.is_final) = (state, is_final);
+                }
+                drop(meter);
+                self.meter(&peer, |meter, _| meter.handle_deposit(deposit));
+            }
+            Err(Unfit::Channel(why)) => {
+                self.drive(|admission, _| admission.revoke(&peer, code::CHANNEL, why));
+            }
+            Err(Unfit::Unknown(error)) => {
+                tracing::warn!(%error, "the chain cannot be read: serving on within the deposit");
+            }
+        }
+    }
+
+    /// Calls the accounts when it is time.
+    pub(crate) async fn keep_accounts(self: Arc<Self>) {
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let due = self.meters.due.lock().first().map(|(at, _)| *at);
+            tokio::select! {
+                _ = look.tick() => self.look_over(),
+                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now).into()),
+                    if due.is_some() => self.call_due(),
+                () = self.meters.notify.notified() => {}
+            }
+        }
+    }
+
+    fn call_due(self: &Arc<Self>) {
+        let now = Instant::now();
+        let due: Vec<(Instant, PeerId)> =
+            self.meters.due.lock().iter().take_while(|(at, _)| *at <= now).copied().collect();
+        for (at, peer) in due {
+            self.meters.due.lock().remove(&(at, peer));
+            if let Some(meter) = self.meters.get(&peer) {
+                meter.lock().due = None;
+            }
+            self.meter(&peer, RelayMeter::handle_timeout);
+        }
+    }
+
+    fn look_over(self: &Arc<Self>) {
+        let now = Instant::now();
+        for (peer, entry) in self.meters.all() {
+            let (moved, read) = {
+                let mut meter = entry.lock();
+                let reported = meter.new.meter.counts().total();
+                let total = meter.new.account.total();
+                let base = meter.paid_at_start.total().saturating_add(total);
+                let moved = base.saturating_sub(meter.start_total()) != reported;
+                let rested =
+                    meter.read_at.is_none_or(|at| now.saturating_duration_since(at) >= READ_EVERY);
+                let unsure = meter.new.shown.is_some_and(|shown| !shown.is_final);
+                let read =
+                    rested && meter.new.shown.is_some() && (unsure || meter.read_total != total);
+                if read {
+                    (meter.read_at, meter.read_total) = (Some(now), total);
+                }
+                (moved, read)
+            };
+            if moved {
+                self.meter(&peer, |_, _| {});
+            }
+            if read {
+                tokio::spawn(self.clone().read_channel(peer, entry));
+            }
+        }
+    }
+
+    /// Claims what is left of every account, and waits a little for the vouchers.
+    pub(crate) async fn settle_accounts(self: &Arc<Self>) {
+        let deadline = Instant::now() + SETTLE_WITHIN;
+        for (peer, _) in self.meters.all() {
+            self.meter(&peer, |meter, _| meter.flush());
+        }
+        while Instant::now() < deadline && self.meters.stats().iter().any(|m| !m.is_settled) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        for (peer, _) in self.meters.all() {
+            self.remove_meter(&peer);
+        }
+    }
+}
+
+fn take_events(peer: &PeerId, meter: &mut Meter, todo: &mut Todo, now: Instant) {
+    while let Some(event) = meter.new.meter.poll_event() {
+        match event {
+            RelayMeterEvent::Persist { seq, record } => {
+                meter.pending = Some((seq, record));
+                todo.persist |= !meter.persisting;
+                meter.persisting = true;
+            }
+            RelayMeterEvent::Lie(evidence) => {
+                meter.lies = meter.lies.saturating_add(1);
+                let lie = &evidence.lie;
+                tracing::warn!(holder = %peer, %lie, lies = meter.lies, "a pay message is false");
+                let rested =
+                    meter.read_at.is_none_or(|at| now.saturating_duration_since(at) >= READ_AGAIN);
+                if matches!(lie, Lie::OverDeposit { .. }) && rested {
+                    meter.read_at = Some(now);
+                    todo.read = true;
+                }
+            }
+            RelayMeterEvent::Stale => tracing::trace!(holder = %peer, "an old voucher came again"),
+            RelayMeterEvent::Unpaid => tracing::debug!(holder = %peer, "the window is used up"),
+            RelayMeterEvent::Paid => tracing::debug!(holder = %peer, "there is room again"),
+            // The control plane closes the flows by its own clock.
+            RelayMeterEvent::Close => {}
+        }
+    }
+}
+
+pub(crate) fn stored(record: VoucherRecord) -> StoredVoucher {
+    StoredVoucher {
+        lease: record.lease,
+        up: record.counts.up,
+        down: record.counts.down,
+        amount: record.amount,
+        voucher: record.voucher,
+        session: record.session,
+    }
+}
+
+/// The month, as the ledger's starter bytes are numbered: a twelfth of a year each.
+pub(crate) fn month() -> u32 {
+    const MONTH_S: u64 = 2_629_746;
+    u32::try_from(crate::desk::unix_s() / MONTH_S).unwrap_or(u32::MAX)
+}
