@@ -8,7 +8,7 @@ use serde::Serialize;
 /// units; sizes are bytes of payload.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Bill {
-    /// Bytes that the tenant's client received.
+    /// Bytes that passed the tenant's client's socket, both ways: the request and the response.
     pub bytes_delivered: u64,
     /// Whether they are the bytes that the provider served.
     pub sha256_ok: bool,

@@ -31,7 +31,7 @@ use crate::roles::{
 };
 use crate::state::State;
 use settle::Settled;
-use workload::Content;
+use workload::{Content, Downloaded};
 
 /// What the tenant pays per GiB to the provider, and the provider to the relay, in millionths of a
 /// token.
@@ -89,7 +89,7 @@ pub async fn run(options: DemoOptions) -> Result<Bill> {
     let local = connect.local().first().context("no local port")?.0;
     say.line(&format!("Tenant      http://{local}/file leads there now\n"));
     let fetched = fetch(&connect, &provide, &relay, local, total, &say).await?;
-    ensure!(fetched.bytes == total, "{} of {total} bytes came", fetched.bytes);
+    ensure!(fetched.file_bytes == total, "{} of {total} bytes came", fetched.file_bytes);
     let settled = settle::settle(&cast, connect, provide, relay).await?;
     tasks.shutdown().await;
     Ok(make_bill(&chain, &fetched, &settled, expected))
@@ -287,7 +287,9 @@ fn any_port() -> SocketAddr {
 
 /// What came over which path.
 struct Fetched {
+    /// At the client's socket, both ways.
     bytes: u64,
+    file_bytes: u64,
     sha256: [u8; 32],
     paths: Vec<PathBill>,
 }
@@ -312,12 +314,9 @@ async fn fetch(
 ) -> Result<Fetched> {
     let bar = say.bar(total);
     let seen = Arc::new(AtomicU64::new(0));
-    let counter = seen.clone();
     let clock = Clock::default();
     let start = Change { bytes: 0, at: clock.now(), forwarded: relay.stats().forwarded() };
-    let mut download = std::pin::pin!(workload::download(local, move |bytes| {
-        counter.store(bytes, Relaxed);
-    }));
+    let mut download = std::pin::pin!(workload::download(local, seen.clone()));
     let mut changed: Option<Change> = None;
     let mut allowed: Option<Instant> = None;
     let downloaded = loop {
@@ -342,17 +341,18 @@ async fn fetch(
         }
     };
     let end = Change {
-        bytes: downloaded.bytes,
+        bytes: seen.load(Relaxed),
         at: clock.now(),
         forwarded: relay.stats().forwarded(),
     };
-    show(&bar, connect, provide, downloaded.bytes);
+    show(&bar, connect, provide, total);
     bar.finish();
     say.line("");
     let change = changed.context("the download ended before the path changed")?;
     check_relay(start, change, end)?;
     let paths = vec![part(PathKind::Relayed, start, change), part(PathKind::Direct, change, end)];
-    Ok(Fetched { bytes: downloaded.bytes, sha256: downloaded.sha256, paths })
+    let Downloaded { file_bytes, sha256 } = downloaded;
+    Ok(Fetched { bytes: end.bytes, file_bytes, sha256, paths })
 }
 
 /// The relay must have carried the first part, and less than 1 % of the second.

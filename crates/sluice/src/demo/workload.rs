@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context as TaskContext, Poll};
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +15,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use sha2::{Digest, Sha256};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
@@ -159,16 +161,62 @@ async fn answer(content: Content, request: Request<hyper::body::Incoming>) -> Re
 /// What a download brought.
 #[derive(Debug)]
 pub(crate) struct Downloaded {
-    pub(crate) bytes: u64,
+    pub(crate) file_bytes: u64,
     pub(crate) sha256: [u8; 32],
 }
 
-/// Downloads the file by HTTP from `addr`; `progress` sees each new total.
-pub(crate) async fn download(
-    addr: SocketAddr,
-    mut progress: impl FnMut(u64),
-) -> Result<Downloaded> {
+/// A socket that counts what passes, both ways: what an account must come to.
+struct Counted {
+    stream: TcpStream,
+    passed: Arc<AtomicU64>,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = buf.filled().len();
+        let done = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.passed.fetch_add((buf.filled().len() - before) as u64, Relaxed);
+        done
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        let done = Pin::new(&mut self.stream).poll_write(cx, buf);
+        if let Poll::Ready(Ok(n)) = &done {
+            self.passed.fetch_add(*n as u64, Relaxed);
+        }
+        done
+    }
+
+    fn poll_flush(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Downloads the file by HTTP from `addr`. `passed` counts the bytes of the socket, both ways:
+/// the request and the response with their headers.
+pub(crate) async fn download(addr: SocketAddr, passed: Arc<AtomicU64>) -> Result<Downloaded> {
     let stream = TcpStream::connect(addr).await.context("failed to reach the tunnel's port")?;
+    let stream = Counted { stream, passed };
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
@@ -176,16 +224,15 @@ pub(crate) async fn download(
     let response = sender.send_request(request).await.context("no HTTP response")?;
     ensure!(response.status() == StatusCode::OK, "HTTP status {}", response.status());
     let mut body = response.into_body();
-    let (mut bytes, mut hasher) = (0, Sha256::new());
+    let (mut file_bytes, mut hasher) = (0, Sha256::new());
     while let Some(frame) = body.frame().await {
         let frame = frame.context("the download broke off")?;
         if let Some(data) = frame.data_ref() {
             hasher.update(data);
-            bytes += data.len() as u64;
-            progress(bytes);
+            file_bytes += data.len() as u64;
         }
     }
     drop(sender);
     let _ = connection.await;
-    Ok(Downloaded { bytes, sha256: hasher.finalize().into() })
+    Ok(Downloaded { file_bytes, sha256: hasher.finalize().into() })
 }
