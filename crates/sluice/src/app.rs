@@ -12,9 +12,7 @@ use sluice_transport::Clock;
 use sluice_tunnel::Services;
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{
-    Cli, Command, ConfigCommand, ConnectArgs, DemoArgs, ProvideArgs, RelayArgs,
-};
+use crate::cli::{Cli, Command, ConfigCommand, ConnectArgs, DemoArgs, ProvideArgs, RelayArgs};
 use crate::config::{ChainChoice, Config, Expose, Finality, Map, parse_relay};
 use crate::demo::{self, DemoOptions};
 use crate::roles::{
@@ -216,7 +214,9 @@ async fn open_chain(config: &Config, state: &State) -> Result<Option<Chain>> {
                 Finality::Confirmations(n) => ChainFinality::Confirmations(n),
             };
             if contract.is_none() || token.is_none() {
-                bail!("[chain] needs `contract` and `token` beside the URL: the addresses of Channels and of the token");
+                bail!(
+                    "[chain] needs `contract` and `token` beside the URL: the addresses of Channels and of the token"
+                );
             }
             let config = RpcConfig { url, contract, token, finality, chain_id };
             Some(Chain::connect_rpc(config).await?)

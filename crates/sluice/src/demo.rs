@@ -46,6 +46,9 @@ const PERIOD_S: u32 = 72 * 3600;
 /// The direct path must be found within this once it is allowed.
 const DIRECT_WITHIN: Duration = Duration::from_secs(15);
 
+/// After a switch, packets on the old path are in flight for at most this long on loopback.
+const IN_FLIGHT: Duration = Duration::from_millis(20);
+
 /// What the demo is told.
 #[derive(Debug, Clone)]
 pub struct DemoOptions {
@@ -70,9 +73,11 @@ pub async fn run(options: DemoOptions) -> Result<Bill> {
         Some(path) => Content::File(Arc::new(path.clone())),
         None => Content::Made(options.bytes),
     };
-    let (total, expected) =
-        tokio::task::spawn_blocking({ let content = content.clone(); move || content.digest() })
-            .await??;
+    let (total, expected) = tokio::task::spawn_blocking({
+        let content = content.clone();
+        move || content.digest()
+    })
+    .await??;
     ensure!(total > 0, "there is nothing to download: the file is empty");
     let chain = open_chain(&options, &folder.0).await?;
     let cast = Cast::new(&folder.0, &chain).await?;
@@ -332,7 +337,10 @@ async fn fetch(
             allowed = Some(clock.now());
         }
         if let (Some(since), None) = (allowed, changed) {
-            if connect.is_relayed() == Some(false) {
+            if connect.is_relayed() == Some(false) && provide.is_direct() {
+                // What was on its way when the sides switched arrives first.
+                clock.sleep(IN_FLIGHT).await;
+                let bytes = seen.load(Relaxed);
                 changed =
                     Some(Change { bytes, at: clock.now(), forwarded: relay.stats().forwarded() });
             } else if clock.now() - since > DIRECT_WITHIN {
@@ -340,11 +348,8 @@ async fn fetch(
             }
         }
     };
-    let end = Change {
-        bytes: seen.load(Relaxed),
-        at: clock.now(),
-        forwarded: relay.stats().forwarded(),
-    };
+    let end =
+        Change { bytes: seen.load(Relaxed), at: clock.now(), forwarded: relay.stats().forwarded() };
     show(&bar, connect, provide, total);
     bar.finish();
     say.line("");
@@ -382,9 +387,8 @@ fn show(bar: &ProgressBar, connect: &Connect, provide: &Provide, bytes: u64) {
         None => "no path",
     };
     let accounts = provide.accounts();
-    let (paid, unpaid) = accounts
-        .first()
-        .map_or((0, 0), |(_, s)| (s.paid.down + s.paid.up, s.unpaid));
+    let (paid, unpaid) =
+        accounts.first().map_or((0, 0), |(_, s)| (s.paid.down + s.paid.up, s.unpaid));
     bar.set_message(format!(
         "{path}  paid {:.1} MB, unpaid {:.1} MB",
         paid as f64 / 1e6,

@@ -16,7 +16,7 @@ use crate::leg::Leg;
 use crate::messages::{MessageError, MessageReader, send_message};
 use crate::node::Inner;
 use crate::peer::Command;
-use crate::tables::to_quinn;
+use crate::tables::{FlowEntry, to_quinn};
 use crate::tls;
 
 /// A relay that does not finish its handshake and its welcome by then is not there.
@@ -249,6 +249,7 @@ pub(crate) fn start(
         next_request: 0,
         opening: HashMap::new(),
         answers: HashMap::new(),
+        kept: Vec::new(),
     }));
     link
 }
@@ -263,6 +264,8 @@ struct Task {
     next_request: u32,
     opening: HashMap<u32, oneshot::Sender<Result<OpenedFlow, KnockError>>>,
     answers: HashMap<FlowId, oneshot::Sender<Bytes>>,
+    /// Flows of the control connection before, to be told once the reservation stands again.
+    kept: Vec<(FlowId, FlowEntry)>,
 }
 
 async fn run(mut task: Task) {
@@ -384,6 +387,10 @@ impl Task {
         let observed = wire::decode_addr(&welcome.observed);
         let leg = Arc::new(Leg::new(self.relay.addr, FlowId(welcome.own_flow), &exported));
         self.node.tables.legs.write().insert(self.relay.addr, Some(leg.clone()));
+        self.kept = self.node.tables.replace_leg(self.relay.addr, &leg);
+        for (_, entry) in &self.kept {
+            entry.peer.command(Command::NewLeg { path: entry.path, leg: leg.clone() });
+        }
         if let Some(shared) = self.link.upgrade() {
             *shared.observed.lock() = observed;
             *shared.connection.lock() = Some(connection.clone());
@@ -498,6 +505,10 @@ impl Task {
                     shared.state.send_replace(LinkState::Reserved(self.generation));
                 }
                 self.emit(LinkEvent::Reserved(m.expires_unix_s)).await;
+                for (flow, entry) in std::mem::take(&mut self.kept) {
+                    let (counts, initiator) = (entry.counts, entry.initiator);
+                    self.emit(LinkEvent::FlowOpened { flow, counts, initiator }).await;
+                }
             }
             Kind::Refusal(refusal) => {
                 let text = wire::display_text(&refusal.message);

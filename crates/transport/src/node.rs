@@ -304,6 +304,7 @@ impl Node {
                 leg: knocked.leg.clone(),
                 counts: counts.clone(),
                 path,
+                initiator: node.noise.public(),
             },
         );
         node.socket.release_held();
@@ -314,7 +315,11 @@ impl Node {
         let crypto = tls::client_config(&node.key, ticket.peer, sluice_proto::ALPN_SESSION)
             .map_err(|e| ConnectError::Failed(e.to_string()))?;
         let mut config = quinn::ClientConfig::new(crypto);
-        config.transport_config(session::transport(&epoch, node.idle_timeout, session::RECEIVE_WINDOW));
+        config.transport_config(session::transport(
+            &epoch,
+            node.idle_timeout,
+            session::RECEIVE_WINDOW,
+        ));
         let connecting = node
             .endpoint
             .connect_with(config, peer.addr, "sluice")
@@ -521,8 +526,13 @@ impl Inner {
     ) -> RelayedPath {
         let path = self.tables.next_index() as u32;
         let counts = RelayFlow::new(link.0.budget.clone());
-        let entry =
-            FlowEntry { peer: peer.clone(), leg: leg.clone(), counts: counts.clone(), path };
+        let entry = FlowEntry {
+            peer: peer.clone(),
+            leg: leg.clone(),
+            counts: counts.clone(),
+            path,
+            initiator,
+        };
         self.tables.flows.write().insert((leg.relay, flow), entry);
         self.socket.release_held();
         link.opened(flow, counts.clone(), initiator);
@@ -619,7 +629,11 @@ async fn begin(
 ) -> Option<Session> {
     let guard = Registered { node: node.clone(), peer: Some(expected.peer.clone()) };
     let mut config = quinn::ServerConfig::with_crypto(node.server_crypto.clone());
-    config.transport_config(session::transport(&expected.epoch, node.idle_timeout, session::ACCEPT_WINDOW));
+    config.transport_config(session::transport(
+        &expected.epoch,
+        node.idle_timeout,
+        session::ACCEPT_WINDOW,
+    ));
     // To quinn a session's peer never moves.
     config.migration(false);
     let connecting = incoming.accept_with(Arc::new(config)).ok()?;

@@ -58,6 +58,8 @@ pub(crate) struct Outgoing {
 pub(crate) enum Command {
     /// A flow to the other node stands.
     Relayed(Box<RelayedPath>),
+    /// The flow of this path goes on over a new control connection.
+    NewLeg { path: u32, leg: Arc<Leg> },
     /// The relay closed the flow of this path.
     FlowClosed { path: u32, code: u32 },
     /// Where else the other node may be.

@@ -356,6 +356,16 @@ impl Driver {
                 self.drop_relays(now);
                 self.add_relayed(*relayed);
             }
+            Command::NewLeg { path, leg } => {
+                let Some(relayed) = self.relays.get_mut(&path) else { return };
+                if let Route::Relay { leg: old, .. } = &mut relayed.path.route {
+                    *old = leg;
+                }
+                if self.agent.selected() == Some(Path::Relay(path)) {
+                    let route = relayed.path.route.clone();
+                    self.node.socket.set_route(&self.peer, Some(route));
+                }
+            }
             Command::FlowClosed { code: code::RESTARTED, .. } => {
                 self.connection.close(code::RESTARTED.into(), b"the other node restarted");
             }
@@ -385,6 +395,8 @@ impl Driver {
         for (number, gone) in std::mem::take(&mut self.relays) {
             let key = (gone.path.route.destination(), gone.path.flow);
             gone.path.link.closed(gone.path.flow);
+            let (flow, code) = (gone.path.flow.0, code::OK);
+            gone.path.link.send(ControlKind::CloseFlow(control::CloseFlow { flow, code }));
             self.node.tables.flows.write().remove(&key);
             self.node.tables.changed();
             self.agent.remove_relay(number, now);

@@ -58,6 +58,8 @@ pub(crate) struct FlowEntry {
     pub(crate) counts: Arc<RelayFlow>,
     /// Number of the relayed path in the session's agent.
     pub(crate) path: u32,
+    /// The static key of whoever knocked.
+    pub(crate) initiator: [u8; 32],
 }
 
 /// Shared between the socket, the sessions and the links.
@@ -87,6 +89,27 @@ impl Tables {
 
     pub(crate) fn changed(&self) {
         self.generation.fetch_add(1, std::sync::atomic::Ordering::Release);
+    }
+
+    /// The control connection to a relay was made anew: its flows go on with new keys, unless the
+    /// relay forgot them. Returns them.
+    pub(crate) fn replace_leg(
+        &self,
+        relay: SocketAddr,
+        leg: &Arc<Leg>,
+    ) -> Vec<(FlowId, FlowEntry)> {
+        let mut flows = self.flows.write();
+        let kept = flows
+            .iter_mut()
+            .filter(|((addr, _), _)| *addr == relay)
+            .map(|((_, flow), entry)| {
+                entry.leg = leg.clone();
+                (*flow, entry.clone())
+            })
+            .collect();
+        drop(flows);
+        self.changed();
+        kept
     }
 
     /// Forgets everything about a session.

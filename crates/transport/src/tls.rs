@@ -1,10 +1,20 @@
 //! TLS whose certificates carry the node's identity (libp2p TLS 1.0).
+//!
+//! Certificates are made and parsed by libp2p's crate. The configuration is ours: AES-GCM first where
+//! the processor has instructions for it (it costs a third less than ChaCha20 there), and no key log,
+//! which would write session secrets to the file that SSLKEYLOGFILE names.
+
+mod verifier;
 
 use std::sync::Arc;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{self, cipher_suite};
 use rustls::pki_types::CertificateDer;
+use rustls::sign::CertifiedKey;
 use sluice_proto::{Keypair, PeerId};
+use verifier::Verifier;
 
 /// Why TLS could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -12,6 +22,9 @@ pub enum TlsError {
     /// The certificate could not be made from the node's key.
     #[error("failed to make a certificate from the node's key: {0}")]
     Certificate(#[from] libp2p_tls::certificate::GenError),
+    /// The TLS library refused.
+    #[error("TLS refused its configuration: {0}")]
+    Tls(#[from] rustls::Error),
     /// The configuration does not suit QUIC.
     #[error("TLS does not suit QUIC: {0}")]
     Quic(#[from] quinn::crypto::rustls::NoInitialCipherSuite),
@@ -26,11 +39,44 @@ pub fn client_config(
     peer: PeerId,
     alpn: &[u8],
 ) -> Result<Arc<QuicClientConfig>, TlsError> {
-    let mut tls = libp2p_tls::make_client_config(key, Some(peer))?;
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Verifier::new(Some(peer)))
+        .with_client_cert_resolver(certified(key)?);
     tls.alpn_protocols = vec![alpn.to_vec()];
-    // The default would write session secrets to the file that SSLKEYLOGFILE names.
     tls.key_log = Arc::new(rustls::NoKeyLog);
     Ok(Arc::new(tls.try_into()?))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    let aes = [cipher_suite::TLS13_AES_128_GCM_SHA256, cipher_suite::TLS13_AES_256_GCM_SHA384];
+    let chacha = [cipher_suite::TLS13_CHACHA20_POLY1305_SHA256];
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites =
+        if has_aes() { [&aes[..], &chacha].concat() } else { [&chacha[..], &aes].concat() };
+    Arc::new(provider)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_aes() -> bool {
+    std::arch::is_x86_feature_detected!("aes")
+}
+
+#[cfg(target_arch = "aarch64")]
+fn has_aes() -> bool {
+    std::arch::is_aarch64_feature_detected!("aes")
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+const fn has_aes() -> bool {
+    false
+}
+
+fn certified(key: &Keypair) -> Result<Arc<rustls::sign::SingleCertAndKey>, TlsError> {
+    let (certificate, secret) = libp2p_tls::certificate::generate(key)?;
+    let secret = aws_lc_rs::sign::any_supported_type(&secret)?;
+    Ok(Arc::new(CertifiedKey::new(vec![certificate], secret).into()))
 }
 
 /// Server side: accepts `alpn` from any node that proves its identity.
@@ -38,7 +84,10 @@ pub fn client_config(
 /// # Errors
 /// When no certificate can be made.
 pub fn server_config(key: &Keypair, alpn: &[u8]) -> Result<Arc<QuicServerConfig>, TlsError> {
-    let mut tls = libp2p_tls::make_server_config(key)?;
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(Verifier::new(None))
+        .with_cert_resolver(certified(key)?);
     tls.alpn_protocols = vec![alpn.to_vec()];
     tls.key_log = Arc::new(rustls::NoKeyLog);
     Ok(Arc::new(tls.try_into()?))

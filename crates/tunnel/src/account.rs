@@ -19,6 +19,8 @@ use tokio::sync::{Notify, mpsc};
 
 pub use snapshot::Snapshot;
 
+/// While it waits it asks again this often.
+const SETTLE_LOOK: Duration = Duration::from_millis(20);
 /// An orderly close waits so long for the last voucher to be acknowledged.
 const SETTLE: Duration = Duration::from_secs(3);
 /// Lies that are passed on in one session; more are only counted, so that a peer cannot fill memory.
@@ -296,14 +298,15 @@ impl Account {
     /// To close in order, the end that closes says so on the session's control stream; then both
     /// call this, and the payee's end closes the connection once its call returned.
     pub async fn settle(&self) -> bool {
-        self.change(|meter, now| match meter {
-            Meter::Payer(payer) => payer.flush(now),
-            Meter::Payee(gate) => gate.payee_mut().flush(now),
-            Meter::Closed(_) => {}
-        });
         let clock = &self.0.options.clock;
         let deadline = clock.now() + SETTLE;
         loop {
+            // Again and again: a stream may end only now, and its end is to be settled too.
+            self.change(|meter, now| match meter {
+                Meter::Payer(payer) => payer.flush(now),
+                Meter::Payee(gate) => gate.payee_mut().flush(now),
+                Meter::Closed(_) => {}
+            });
             let progress = self.0.progress.notified();
             let settled = self.is_settled();
             let closed = self.0.connection.close_reason().is_some();
@@ -313,7 +316,7 @@ impl Account {
             tokio::select! {
                 biased;
                 () = progress => {}
-                () = clock.sleep_until(deadline) => {}
+                () = clock.sleep_until(deadline.min(clock.now() + SETTLE_LOOK)) => {}
             }
         }
     }

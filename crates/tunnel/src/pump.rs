@@ -3,9 +3,12 @@
 mod incoming;
 mod outgoing;
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
 use sluice_metering::{StreamIndex, StreamState};
 use sluice_proto::wire::code;
@@ -83,10 +86,11 @@ pub(crate) async fn run(
     account.opened(stream);
     let (unsent, sent, received) = Default::default();
     let ends = Ends { tcp: &tcp, connection, account, stream, unsent, sent, received };
-    let result = tokio::try_join!(
-        outgoing::run(&ends, &mut send, preamble),
-        incoming::run(&ends, &mut recv)
-    );
+    let result = both(
+        Box::pin(outgoing::run(&ends, &mut send, preamble)),
+        Box::pin(incoming::run(&ends, &mut recv)),
+    )
+    .await;
     let pumped = Pumped { sent: ends.sent.get(), received: ends.received.get() };
     account.refund(stream, ends.unsent.get());
     let Err(ended) = result else {
@@ -102,6 +106,18 @@ pub(crate) async fn run(
     // What the session's end looks like from inside depends on who noticed first.
     let ended = connection.close_reason().map_or(ended, Ended::Session);
     (pumped, Err(ended))
+}
+
+type Direction<'a> = Pin<Box<dyn Future<Output = Result<(), Ended>> + Send + 'a>>;
+
+/// Runs both directions in one task until both end or one breaks. Only the one that was woken is
+/// polled: each poll of an idle direction costs locks that the busy one needs.
+async fn both<'a>(outgoing: Direction<'a>, incoming: Direction<'a>) -> Result<(), Ended> {
+    let mut directions = FuturesUnordered::from_iter([outgoing, incoming]);
+    while let Some(ended) = directions.next().await {
+        ended?;
+    }
+    Ok(())
 }
 
 /// Resets both directions of a stream; one that is closed already stays so.

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use sluice_proto::FlowId;
-use sluice_proto::frame::HEADER_LEN;
 
 use crate::account::Account;
 use crate::leg::Leg;
@@ -14,18 +13,18 @@ use crate::limits::{FedClock, Throttle};
 const PROVISIONAL_PACKETS: u32 = 4;
 /// Bytes to the holder that each pair of holder and tenant starts with, once.
 const GRANT_START: u64 = 64 * 1024;
-/// A packet with payload from the holder counts as at least this.
+/// A packet from the holder counts as at least this. A packet of one keystroke is as long as a bare
+/// acknowledgement, and the relay sees only lengths: so every packet does.
 const GRANT_PACKET_MIN: u64 = 1200;
-/// Frames longer than this carry payload: longer than any bare acknowledgement with its header.
-const PAYLOAD_FRAME: u64 = 120 + HEADER_LEN as u64;
 
 /// What a frame of `len` bytes from the holder counts towards its grant.
 pub(crate) const fn packet_counted_as_sent(len: u64) -> u64 {
-    if len > PAYLOAD_FRAME && len < GRANT_PACKET_MIN { GRANT_PACKET_MIN } else { len }
+    if len < GRANT_PACKET_MIN { GRANT_PACKET_MIN } else { len }
 }
 
 /// What a holder agreed to be billed for, coming from one tenant: 64 KiB once, 1/8 of what it
-/// sent, 1.5 x what reached it. Outlives the flows between the two.
+/// sent, 1.5 x what reached it. Outlives the flows between the two; begins anew with each
+/// acceptance of the holder's, since its own count does.
 #[derive(Debug, Default)]
 pub(crate) struct Grant {
     sent: AtomicU64,
@@ -63,7 +62,16 @@ impl Grant {
 
     /// Undoes [`Grant::take`].
     pub(crate) fn give_back(&self, bytes: u64) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        // It may have been renewed between.
+        let subtract = |before: u64| Some(before.saturating_sub(bytes));
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, subtract).ok();
+    }
+
+    /// Begins anew, as the holder's own count does when it accepts terms.
+    pub(crate) fn renew(&self) {
+        for count in [&self.sent, &self.delivered, &self.used] {
+            count.store(0, Ordering::Relaxed);
+        }
     }
 }
 

@@ -309,6 +309,20 @@ fn reopening_a_flow_does_not_renew_the_grant() {
 }
 
 #[test]
+fn a_new_acceptance_of_the_holder_renews_it() {
+    let mut p = pair(Some(1 << 30));
+    for _ in 0..100 {
+        p.down(&[1; 1200]);
+    }
+    let before = p.totals().1;
+    p.lab.reserve(&p.holder, Some(1 << 30));
+    for _ in 0..100 {
+        p.down(&[1; 1200]);
+    }
+    assert_eq!(p.totals().1, 2 * before);
+}
+
+#[test]
 fn at_price_0_neither_window_nor_grant_applies_but_the_rate_does() {
     let limits = Limits { leg_bits_per_s: 8_000_000, ..Limits::default() };
     let mut lab = Lab::with_limits(limits);

@@ -25,6 +25,9 @@ const OFFERS_MAX: usize = 4096;
 /// Terms that end sooner are not offered again.
 const RENEW_BEFORE_S: u64 = 3600;
 
+/// A reservation is looked at again after this long, whatever its terms say.
+const TTL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// What was offered on one control connection.
 #[derive(Debug, Clone)]
 struct Offered {
@@ -78,13 +81,14 @@ impl Desk {
         self.offers.lock().remove(&leg);
     }
 
-    fn terms(&self, holder: PeerId, lease: LeaseId) -> Terms {
+    /// Terms for a holder that is `rtt` away.
+    fn terms(&self, holder: PeerId, lease: LeaseId, rtt: Duration) -> Terms {
         Terms {
             lease,
             payer: holder,
             payee: self.peer,
             price: self.price,
-            window: window_bytes(self.rate_max, Duration::ZERO),
+            window: window_bytes(self.rate_max, rtt),
             payment: self.payment.as_ref().map(RelayPayment::terms),
             starter_bytes: if self.payment.is_some() { self.starter_bytes } else { 0 },
             idle_timeout_s: IDLE_TIMEOUT_S,
@@ -95,8 +99,10 @@ impl Desk {
 
     /// Whether terms that were accepted before are those that would be offered now.
     fn still_holds(&self, terms: &Terms) -> bool {
-        let now = self.terms(terms.payer, terms.lease);
-        let same = Terms { expires_unix_s: now.expires_unix_s, ..terms.clone() } == now;
+        let now = self.terms(terms.payer, terms.lease, Duration::ZERO);
+        // The window is what was signed: it does not follow the round-trip time.
+        let (expires_unix_s, window) = (now.expires_unix_s, now.window);
+        let same = Terms { expires_unix_s, window, ..terms.clone() } == now;
         same && terms.expires_unix_s > unix_s().saturating_add(RENEW_BEFORE_S)
     }
 
@@ -124,6 +130,9 @@ impl Shared {
     /// Offers terms to a client that asked.
     pub(crate) async fn offer(self: Arc<Self>, leg: LegId, peer: PeerId) {
         let offer = self.make_offer(leg, peer).await;
+        if self.outbox(leg).is_none() {
+            return self.desk.forget(leg);
+        }
         self.drive(|admission, _| match offer {
             Ok(offer) => admission.offered(leg, offer),
             Err(why) => admission.declined(leg, why.code, why.message),
@@ -135,10 +144,11 @@ impl Shared {
         leg: LegId,
         peer: PeerId,
     ) -> Result<ReserveOffer, Declined> {
+        let rtt = self.outbox(leg).map_or(Duration::ZERO, |outbox| outbox.connection().rtt());
         let Some(payment) = &self.desk.payment else {
             let known = self.drive(|admission, _| admission.account_of(&peer));
             let lease = known.map_or_else(random_lease, |account| account.lease());
-            let terms = self.desk.terms(peer, lease);
+            let terms = self.desk.terms(peer, lease, rtt);
             let signed = terms.sign(&self.desk.keypair);
             self.desk.keep(leg, Offered { terms, signed: signed.clone(), row: None })?;
             return Ok(ReserveOffer { terms: Some(signed), starter_left: 0, newest: None });
@@ -149,7 +159,7 @@ impl Shared {
             None => None,
         };
         let offered = offered.unwrap_or_else(|| {
-            let terms = self.desk.terms(peer, random_lease());
+            let terms = self.desk.terms(peer, random_lease(), rtt);
             let signed = terms.sign(&self.desk.keypair);
             Offered { terms, signed, row: None }
         });
@@ -219,7 +229,7 @@ impl Shared {
         terms: &Terms,
         room: Option<u64>,
     ) -> Option<(Arc<sluice_relay_core::Account>, sluice_relay_core::AccountTotals)> {
-        let left = Duration::from_secs(terms.expires_unix_s.saturating_sub(unix_s()));
+        let left = Duration::from_secs(terms.expires_unix_s.saturating_sub(unix_s())).min(TTL_MAX);
         self.drive(|admission, now| {
             let reserve = Reserve {
                 lease: terms.lease,

@@ -111,18 +111,21 @@ impl Shared {
 
     /// Changes or reads the control plane, then obeys what it says.
     pub(crate) fn drive<T>(self: &Arc<Self>, f: impl FnOnce(&mut Admission, Instant) -> T) -> T {
-        let mut actions = Vec::new();
+        let mut later = Vec::new();
         let result = {
             let mut admission = self.admission.lock();
             let before = admission.poll_timeout();
             let result = f(&mut admission, Instant::now());
-            actions.extend(std::iter::from_fn(|| admission.poll_action()));
+            while let Some(action) = admission.poll_action() {
+                // Under the lock, so that each client hears of things in their order.
+                later.extend(self.deliver(action));
+            }
             if admission.poll_timeout() != before {
                 self.timer.notify_one();
             }
             result
         };
-        for action in actions {
+        for action in later {
             self.obey(action);
         }
         result
@@ -140,19 +143,32 @@ impl Shared {
         self.outboxes.lock().get(&leg).cloned()
     }
 
-    fn obey(self: &Arc<Self>, action: Action) {
+    /// Puts what is to be written or closed into its outbox; gives anything else back.
+    fn deliver(&self, action: Action) -> Option<Action> {
         match action {
             Action::Send { leg, message } => {
                 if let Some(outbox) = self.outbox(leg) {
                     outbox.push(wire::prefixed(&message));
                 }
+                None
             }
             Action::Close { leg, code, reason } => {
                 if let Some(outbox) = self.outbox(leg) {
                     tracing::debug!(leg = leg.0, code, reason, "closing a control connection");
                     outbox.close(code, reason);
                 }
+                None
             }
+            Action::Offer { .. }
+            | Action::Accept { .. }
+            | Action::Report { .. }
+            | Action::Released { .. } => Some(action),
+        }
+    }
+
+    fn obey(self: &Arc<Self>, action: Action) {
+        match action {
+            Action::Send { .. } | Action::Close { .. } => {}
             Action::Offer { leg, peer } => {
                 let shared = self.clone();
                 tokio::spawn(async move { shared.offer(leg, peer).await });

@@ -21,12 +21,8 @@ const MAKING: Duration = Duration::from_secs(120);
 /// `sluice relay` prints it), and holds them until what it returns is dropped.
 pub(crate) type Reserve = fn(relay: &str, count: usize) -> Result<Box<dyn Any>>;
 
-/// PLUG IN HERE: the function that makes the reservations through `sluice-transport`. While it is
-/// `None` the figure is left out, with a note. It runs in a child process in the tenant's namespace, so
-/// all reservations come from one address: the relay must be started with limits that allow that
-/// ([`peers::idle_relay`]), and the child may need more open files than `ulimit -n` gives if each
-/// node binds a socket of its own.
-pub(crate) const RESERVE: Option<Reserve> = None;
+/// How the reservations are made.
+pub(crate) const RESERVE: Option<Reserve> = Some(crate::reserve::reserve);
 
 /// Resident bytes of the relay for each idle reservation; `None`, with a note, if that can't be
 /// measured here.

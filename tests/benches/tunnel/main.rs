@@ -27,6 +27,7 @@ mod measure;
 mod netns;
 mod peers;
 mod process;
+mod reserve;
 mod results;
 mod subject;
 mod table;

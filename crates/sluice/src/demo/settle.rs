@@ -41,7 +41,9 @@ pub(super) async fn settle(
     ensure!(connect.settle().await, "the tenant's last voucher was not acknowledged");
     provide.settle_tenants().await;
     let unpaid_max = provide.unpaid_max();
-    let vouchers = provide.accounts().first().map_or(0, |(_, s)| s.vouchers);
+    let ours = connect.account().context("the session is gone")?;
+    let (_, theirs) = *provide.accounts().first().context("the session is gone")?;
+    let vouchers = theirs.vouchers;
     connect.stop().await;
     // The relay claims what is left while it drains, and the provider answers.
     relay.drain(DRAIN).await;
@@ -57,15 +59,14 @@ pub(super) async fn settle(
         earned.0 + refunded.0 == DEPOSIT && paid.refunded() == refunded,
         "of a deposit of {DEPOSIT} {earned} was paid and {refunded} refunded"
     );
-    let provider_has =
-        cast.chain.token_balance(cast.provider.money.wallet.address()).await?;
+    let provider_has = cast.chain.token_balance(cast.provider.money.wallet.address()).await?;
     ensure!(
         provider_has.0 == DEPOSIT + earned.0 - paid_relay.paid().0,
         "the provider has {provider_has} after it earned {earned}"
     );
     Ok(Settled {
-        tenant_bytes: tenant.signed.up + tenant.signed.down,
-        provider_bytes: tenant.earned.up + tenant.earned.down,
+        tenant_bytes: ours.counted.total(),
+        provider_bytes: theirs.paid.total(),
         vouchers,
         unpaid_max,
         window,

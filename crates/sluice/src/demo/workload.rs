@@ -197,10 +197,7 @@ impl AsyncWrite for Counted {
         done
     }
 
-    fn poll_flush(
-        mut self: Pin<&mut Self>,
-        cx: &mut TaskContext<'_>,
-    ) -> Poll<std::io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
@@ -220,7 +217,8 @@ pub(crate) async fn download(addr: SocketAddr, passed: Arc<AtomicU64>) -> Result
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
-    let request = Request::get("/file").header("host", "home.example").body(Empty::<Bytes>::new())?;
+    let request =
+        Request::get("/file").header("host", "home.example").body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await.context("no HTTP response")?;
     ensure!(response.status() == StatusCode::OK, "HTTP status {}", response.status());
     let mut body = response.into_body();

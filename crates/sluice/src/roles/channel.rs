@@ -6,9 +6,7 @@ use sluice_chain::{Chain, View};
 use sluice_ledger::{ChannelRow, ChannelStatus, Ledger, RedemptionKind, RedemptionRow, Role};
 use sluice_metering::{Channel, Payment, Purse, Terms};
 use sluice_proto::wire::pay;
-use sluice_proto::{
-    Amount, ChannelId, ChannelKey, EthAddress, PeerId, WalletKey, WalletSignature,
-};
+use sluice_proto::{Amount, ChannelId, ChannelKey, EthAddress, PeerId, WalletKey, WalletSignature};
 
 /// Attempts to see a channel that the payer says it opened ..
 const LOOKS: u32 = 10;
@@ -56,7 +54,9 @@ impl Money {
             let state = self.chain.channel(&row.key, View::Latest).await?;
             let state = state.filter(|s| !s.closed && s.closing_at_unix_s.is_none());
             let Some(state) = state else {
-                bail!("channel {id} is closed on the chain: this lease can't go on; remove it by starting with a new state directory, or wait for it to expire")
+                bail!(
+                    "channel {id} is closed on the chain: this lease can't go on; remove it by starting with a new state directory, or wait for it to expire"
+                )
             };
             return Ok((self.purse_of(id, &terms.payment, state.deposit), row.key, 0));
         }
@@ -166,9 +166,8 @@ impl Money {
             tokio::time::sleep(LOOK_AGAIN).await;
             state = self.chain.channel(&key, View::Latest).await?;
         }
-        let state = state.with_context(|| {
-            format!("channel {id} is not on chain {}", payment.domain.chain_id)
-        })?;
+        let state = state
+            .with_context(|| format!("channel {id} is not on chain {}", payment.domain.chain_id))?;
         ensure!(!state.closed, "channel {id} is closed");
         ensure!(state.closing_at_unix_s.is_none(), "channel {id} is being closed");
         ensure!(state.deposit > state.redeemed, "channel {id} has nothing left");

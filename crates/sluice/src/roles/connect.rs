@@ -24,6 +24,8 @@ use super::identity::Identity;
 use super::report::{Report, Reporter};
 use crate::config::DirectPolicy;
 
+/// The provider has so long to answer a goodbye: it claims what is open first.
+const GOODBYE: Duration = Duration::from_secs(5);
 /// Waits between attempts to get a lost session back.
 const BACKOFF: [u64; 6] = [0, 200, 500, 1000, 2000, 5000];
 
@@ -61,9 +63,30 @@ pub struct ConnectOptions {
 struct Live {
     session: Session,
     account: Account,
-    allow_direct: watch::Sender<bool>,
+    wishes: watch::Sender<Wishes>,
+    parted: watch::Receiver<bool>,
     window: u64,
     open_gas: u64,
+}
+
+/// What the session's control stream is to say.
+#[derive(Debug, Clone, Copy)]
+struct Wishes {
+    /// The direct path may be used.
+    direct: bool,
+    /// This side is about to end the session.
+    leave: bool,
+}
+
+impl Live {
+    /// Lets the provider claim what is open, pays it, and ends the session.
+    async fn part(&self) {
+        self.wishes.send_modify(|wishes| wishes.leave = true);
+        let mut parted = self.parted.clone();
+        let _ = tokio::time::timeout(GOODBYE, parted.wait_for(|parted| *parted)).await;
+        self.account.settle().await;
+        self.session.close(code::OK, "goodbye");
+    }
 }
 
 /// A running tenant.
@@ -72,6 +95,7 @@ pub struct Connect {
     provider: PeerId,
     local: Vec<(SocketAddr, ServiceName)>,
     live: watch::Receiver<Option<Arc<Live>>>,
+    stopping: watch::Sender<bool>,
     tasks: JoinSet<()>,
 }
 
@@ -120,8 +144,9 @@ impl Connect {
         let report = tenant.options.report.clone();
         let (current, live_now) = watch::channel(None);
         let (links, link_now) = watch::channel(None);
+        let (stopping, asked) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        tasks.spawn(tenant.keep(live, current, links));
+        tasks.spawn(tenant.keep(live, current, links, asked));
         for (listener, service) in listeners {
             tasks.spawn(listen(listener, service, link_now.clone()));
         }
@@ -129,7 +154,7 @@ impl Connect {
         let mut ready = live_now.clone();
         ready.wait_for(Option::is_some).await.context("the session ended at once")?;
         report.tell(&Report::TenantReady { map, price: (price.up, price.down) });
-        Ok(Self { node, provider, local, live: live_now, tasks })
+        Ok(Self { node, provider, local, live: live_now, stopping, tasks })
     }
 
     /// The local ports, as bound.
@@ -171,7 +196,7 @@ impl Connect {
     /// Allows the direct path from now on, or goes back to the relay.
     pub fn allow_direct(&self, allowed: bool) {
         if let Some(live) = &*self.live.borrow() {
-            live.allow_direct.send_replace(allowed);
+            live.wishes.send_modify(|wishes| wishes.direct = allowed);
         }
     }
 
@@ -186,7 +211,9 @@ impl Connect {
 
     /// Settles, then ends the session.
     pub async fn stop(mut self) {
-        self.settle().await;
+        self.stopping.send_replace(true);
+        // Its task ends once the session did, and with it the sender.
+        while self.live.changed().await.is_ok() {}
         self.tasks.shutdown().await;
         self.node.shutdown().await;
     }
@@ -256,6 +283,7 @@ impl Tenant {
         mut opened: (Session, Agreed),
         current: watch::Sender<Option<Arc<Live>>>,
         links: watch::Sender<Option<Link>>,
+        mut stopping: watch::Receiver<bool>,
     ) {
         loop {
             let (session, agreed) = opened;
@@ -266,7 +294,13 @@ impl Tenant {
             let (connection, account) = (session.connection().clone(), live.account.clone());
             links.send_replace(Some(Link { connection, account }));
             self.options.report.tell(&Report::Session { peer });
-            let reason = session.connection().closed().await.to_string();
+            let reason = tokio::select! {
+                reason = session.connection().closed() => reason.to_string(),
+                _ = stopping.wait_for(|s| *s) => {
+                    live.part().await;
+                    "stopped".to_owned()
+                }
+            };
             current.send_replace(None);
             links.send_replace(None);
             tasks.shutdown().await;
@@ -275,7 +309,10 @@ impl Tenant {
             let report = &self.options.report;
             report.tell(&Report::Account { peer, up: paid.up, down: paid.down, amount });
             report.tell(&Report::SessionEnded { peer, reason });
-            opened = self.reopen().await;
+            opened = tokio::select! {
+                opened = self.reopen() => opened,
+                _ = stopping.wait_for(|s| *s) => return,
+            };
         }
     }
 
@@ -309,13 +346,15 @@ impl Tenant {
         );
         let account = Account::payer(payer, session.connection().clone(), options);
         let may = self.options.direct != DirectPolicy::Never && !self.options.hold_relayed;
-        let (allow_direct, allowed) = watch::channel(may);
-        tasks.spawn(follow_control(session.clone(), agreed.control, allowed));
+        let (wishes, wished) = watch::channel(Wishes { direct: may, leave: false });
+        let (heard, parted) = watch::channel(false);
+        tasks.spawn(follow_control(session.clone(), agreed.control, wished, heard));
         tasks.spawn(tell_paths(session.clone(), self.options.report.clone()));
         Arc::new(Live {
             session: session.clone(),
             account,
-            allow_direct,
+            wishes,
+            parted,
             window: agreed.terms.window,
             open_gas: agreed.open_gas,
         })

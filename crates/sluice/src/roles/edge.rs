@@ -61,7 +61,9 @@ impl Host {
             Ok(agreed) => Ok(Agreed { control, ..agreed }),
             Err(error) => {
                 let (code, message) = refusal_of(&error);
-                control.send(session::session::Kind::Refusal(pay::Refusal { code, message })).await?;
+                control
+                    .send(session::session::Kind::Refusal(pay::Refusal { code, message }))
+                    .await?;
                 // Let the words arrive before the connection goes.
                 let _ = tokio::time::timeout(Duration::from_secs(1), control.next()).await;
                 conn.close(code, "refused");
@@ -239,14 +241,15 @@ impl Guest {
     pub(crate) async fn agree(&self, conn: &Session, now_unix_s: u64) -> Result<Agreed> {
         let (send, receive) = conn.connection().open_bi().await?;
         let mut control = Control::new(send, receive);
-        let known = self
-            .ledger
-            .lease_with(conn.peer(), Edge::Tenant, Role::Payer, now_unix_s)
-            .await?;
+        let known =
+            self.ledger.lease_with(conn.peer(), Edge::Tenant, Role::Payer, now_unix_s).await?;
         let hello = session::Hello {
             versions: vec![VERSION],
             features: Vec::new(),
-            lease: known.as_ref().map(|l| bytes::Bytes::copy_from_slice(&l.id.0)).unwrap_or_default(),
+            lease: known
+                .as_ref()
+                .map(|l| bytes::Bytes::copy_from_slice(&l.id.0))
+                .unwrap_or_default(),
             invite: bytes::Bytes::new(),
         };
         control.send(session::session::Kind::Hello(hello)).await?;
@@ -298,8 +301,7 @@ impl Guest {
             }
             _ => bail!("the provider did not confirm the terms"),
         };
-        let services =
-            offer.services.iter().filter_map(|s| ServiceName::parse(s).ok()).collect();
+        let services = offer.services.iter().filter_map(|s| ServiceName::parse(s).ok()).collect();
         Ok(Agreed {
             terms,
             session: ready.session,

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use parking_lot::Mutex;
 use sluice_ledger::Ledger;
 use sluice_metering::Payee;
-use sluice_proto::wire::session::session::Kind;
 use sluice_proto::wire::code;
+use sluice_proto::wire::session::session::Kind;
 use sluice_proto::{Amount, Invite, LeaseId, PeerId, Price, RelayAddr, Ticket};
 use sluice_transport::{AcceptPolicy, Clock, Node, NodeConfig, NoiseKeys, RelayLink, Session};
 use sluice_tunnel::{Account, AccountOptions, Services, Snapshot, serve};
@@ -223,7 +223,11 @@ impl Provide {
                     .iter()
                     .map(|l| format!("{}: {:?}", l.relay().addr, *l.state().borrow()))
                     .collect();
-                bail!("no relay gave a reservation within {} s ({}); check the address, the peer id, and that UDP gets through", FIRST_RELAY.as_secs(), states.join("; "))
+                bail!(
+                    "no relay gave a reservation within {} s ({}); check the address, the peer id, and that UDP gets through",
+                    FIRST_RELAY.as_secs(),
+                    states.join("; ")
+                )
             }
         }
     }
@@ -244,6 +248,12 @@ impl Provide {
     #[must_use]
     pub fn accounts(&self) -> Vec<(PeerId, Snapshot)> {
         self.shared.live.lock().iter().map(|l| (l.peer, l.account.snapshot())).collect()
+    }
+
+    /// Whether all open sessions go directly.
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        self.shared.live.lock().iter().all(|l| !l.session.is_relayed())
     }
 
     /// The most that was ever unpaid in one lease of this run, in flight included.
@@ -380,16 +390,13 @@ fn open_account(shared: &Arc<Shared>, session: &Session, agreed: &Agreed) -> Opt
     // An account outlives its sessions: a tenant that comes back gets no second window for nothing.
     let account = match leases.get(&lease) {
         Some(before) => {
-            let presented = agreed
-                .newest
-                .clone()
-                .filter(|newest| newest.exceeds(before.newest().as_ref()));
+            let presented =
+                agreed.newest.clone().filter(|newest| newest.exceeds(before.newest().as_ref()));
             before.next_session(agreed.session, presented, connection.clone(), options)
         }
         None => {
             let newest = agreed.newest.clone();
-            let payee =
-                Payee::new(agreed.terms.clone(), agreed.channel, agreed.session, newest);
+            let payee = Payee::new(agreed.terms.clone(), agreed.channel, agreed.session, newest);
             Some(Account::payee(payee, connection, options))
         }
     };

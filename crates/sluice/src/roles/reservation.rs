@@ -101,7 +101,9 @@ pub(crate) async fn hold(
     }
 }
 
-async fn read(connection: Option<&quinn::Connection>) -> Result<bytes::Bytes, quinn::ConnectionError> {
+async fn read(
+    connection: Option<&quinn::Connection>,
+) -> Result<bytes::Bytes, quinn::ConnectionError> {
     match connection {
         Some(connection) => connection.read_datagram().await,
         None => std::future::pending().await,
@@ -230,14 +232,12 @@ impl Task {
         let mut accept = accept_terms(&self.holder.key, &signed.terms);
         accept.newest = newest.as_ref().map(|v| v.voucher.clone());
         if let Some((purse, key, _)) = &purse {
-            let exporter =
-                sluice_transport::export(connection, BIND_EXPORTER_LABEL, b"");
+            let exporter = sluice_transport::export(connection, BIND_EXPORTER_LABEL, b"");
             accept.channel = Some(bind(purse, key, &us, &exporter));
         }
         let purse = purse.map(|(purse, _, _)| purse);
         let budget = self.link.budget();
-        let meter =
-            HolderMeter::new(terms, purse, offer.starter_left, newest.as_ref(), budget);
+        let meter = HolderMeter::new(terms, purse, offer.starter_left, newest.as_ref(), budget);
         self.meter = Some(meter);
         self.known.clear();
         Ok(accept)

@@ -1,7 +1,7 @@
 //! Reservations: asked for, offered, accepted, limited, ended.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use sluice_proto::wire::control::{ReserveOffer, Reserved, Unpaid, control::Kind};
 use sluice_proto::wire::{code, pay};
@@ -111,6 +111,8 @@ impl Admission {
         });
         self.reservations += usize::from(held.is_none());
         if let Some(room) = reserve.room {
+            let grants = self.pairs.iter().filter(|((holder, _), _)| *holder == peer);
+            grants.for_each(|(_, grant)| grant.renew());
             self.set_limit(&peer, start.up.saturating_add(start.down).saturating_add(room));
         }
         self.send(leg, Kind::Reserved(Reserved { expires_unix_s: reserve.expires_unix_s }));
@@ -222,7 +224,7 @@ impl Admission {
             self.close_flows_held_by(&peer, code::UNPAID);
             let reservation = self.clients.get_mut(&peer).and_then(|c| c.reservation.as_mut());
             if let Some(reservation) = reservation {
-                reservation.unpaid_since = Some(now + Duration::ZERO);
+                reservation.unpaid_since = Some(now);
             }
         }
     }

@@ -1,0 +1,159 @@
+//! A session's life over a real relay on loopback.
+
+#[path = "support/lab.rs"]
+mod lab;
+
+use lab::{
+    Party, Wire, carry, go_direct, noise, on_path, relay_addr, session, soon, start_relay,
+    start_relay_at, until, works,
+};
+use sluice_proto::Invite;
+use sluice_transport::{ConnectError, LinkState, PathKind};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_begins_on_the_relay_and_both_ends_know_each_other() {
+    let relay = start_relay().await;
+    let provider = Party::provider(relay_addr(&relay)).await;
+    let tenant = Party::tenant(relay_addr(&relay)).await;
+    let (ours, theirs) = session(&tenant, &provider).await;
+    assert_eq!((ours.peer(), theirs.peer()), (provider.node.id(), tenant.node.id()));
+    assert_eq!(ours.exporter(), theirs.exporter());
+    assert!(ours.is_relayed() && theirs.is_relayed());
+    works(&ours, &theirs).await;
+    let bytes = ours.path_bytes();
+    assert!(bytes.relayed_sent > 20_000 && bytes.relayed_received > 20_000, "{bytes:?}");
+    assert_eq!((bytes.direct_sent, bytes.direct_received), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_invite_a_wrong_provider_and_an_absent_one_are_told_apart() {
+    let relay = start_relay().await;
+    let provider = Party::provider(relay_addr(&relay)).await;
+    let tenant = Party::tenant(relay_addr(&relay)).await;
+    let mut uninvited = provider.ticket();
+    uninvited.invite = Invite::issue(&[8; 16], 0);
+    let error = soon("an answer", tenant.node.connect(&uninvited, &tenant.link)).await;
+    assert_eq!(error.err(), Some(ConnectError::NotInvited));
+    let mut absent = provider.ticket();
+    absent.peer = lab::some_keypair().public().to_peer_id();
+    let error = soon("an answer", tenant.node.connect(&absent, &tenant.link)).await;
+    assert!(matches!(error.err(), Some(ConnectError::NotThere { .. })));
+    // The control: the right ticket.
+    let (ours, theirs) = session(&tenant, &provider).await;
+    works(&ours, &theirs).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_one_end_closes_the_other_at_once() {
+    let relay = start_relay().await;
+    let provider = Party::provider(relay_addr(&relay)).await;
+    let tenant = Party::tenant(relay_addr(&relay)).await;
+    for round in 0..10 {
+        let (ours, theirs) = session(&tenant, &provider).await;
+        let (closing, other) = if round % 2 == 0 { (ours, theirs) } else { (theirs, ours) };
+        closing.close(3, "enough");
+        let reason = soon("the other end hears", other.connection().closed()).await;
+        let quinn::ConnectionError::ApplicationClosed(close) = reason else {
+            panic!("round {round}: not closed but {reason}");
+        };
+        assert_eq!(close.error_code, 3_u32.into());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_that_ended_leave_no_flow_at_the_relay() {
+    let relay = start_relay().await;
+    let provider = Party::provider(relay_addr(&relay)).await;
+    let tenant = Party::tenant(relay_addr(&relay)).await;
+    for _ in 0..3 {
+        let (ours, _theirs) = session(&tenant, &provider).await;
+        assert_eq!(relay.stats().flows.len(), 1);
+        ours.close(0, "");
+        until("the flow goes", || relay.stats().flows.is_empty()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_direct_path_is_taken_and_left_again_and_no_byte_is_lost() {
+    let relay = start_relay().await;
+    let provider = Party::provider(relay_addr(&relay)).await;
+    let tenant = Party::tenant(relay_addr(&relay)).await;
+    let (ours, theirs) = session(&tenant, &provider).await;
+    go_direct(&ours, &theirs).await;
+    works(&ours, &theirs).await;
+    assert!(ours.path_bytes().direct_sent > 20_000, "{:?}", ours.path_bytes());
+    let bytes = noise(3_000_000, 5);
+    let (got, ()) = tokio::join!(carry(&theirs, &ours, &bytes), async {
+        ours.set_direct_allowed(false);
+        on_path(&ours, PathKind::Relayed).await;
+        on_path(&theirs, PathKind::Relayed).await;
+    });
+    assert!(got == bytes);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_sessions_between_the_same_nodes_do_not_disturb_each_other() {
+    let relay = start_relay().await;
+    let provider = Party::provider(relay_addr(&relay)).await;
+    let tenant = Party::tenant(relay_addr(&relay)).await;
+    let first = session(&tenant, &provider).await;
+    go_direct(&first.0, &first.1).await;
+    let second = session(&tenant, &provider).await;
+    go_direct(&second.0, &second.1).await;
+    for _ in 0..5 {
+        works(&first.0, &first.1).await;
+        works(&second.0, &second.1).await;
+    }
+    // What one leaves behind does not hurt the other.
+    second.0.close(0, "");
+    soon("the end", second.1.connection().closed()).await;
+    works(&first.0, &first.1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_survives_the_restart_of_its_relay() {
+    let key = lab::some_keypair();
+    let relay = start_relay_at(key.clone(), lab::loopback()).await;
+    let addr = relay_addr(&relay);
+    let provider = Party::provider(addr).await;
+    let tenant = Party::tenant(addr).await;
+    let (ours, theirs) = session(&tenant, &provider).await;
+    works(&ours, &theirs).await;
+    drop(relay);
+    let mut state = provider.link.state();
+    let relay = start_relay_at(key, addr.addr).await;
+    let down = state.wait_for(|s| !matches!(s, LinkState::Reserved(1)));
+    soon("the loss shows", down).await.expect("a state");
+    provider.reserved().await;
+    works(&ours, &theirs).await;
+    drop(relay);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_survives_the_loss_of_either_ends_control_connection() {
+    for providers in [true, false] {
+        let relay = start_relay().await;
+        let (at_provider, at_tenant) =
+            (Wire::to(relay_addr(&relay)).await, Wire::to(relay_addr(&relay)).await);
+        let provider = Party::provider(at_provider.addr).await;
+        let tenant = Party::tenant(at_tenant.addr).await;
+        let mut ticket = provider.ticket();
+        ticket.relays = vec![tenant.link.relay()];
+        let (ours, theirs) = tokio::join!(
+            soon("the connection", tenant.node.connect(&ticket, &tenant.link)),
+            soon("the incoming session", provider.node.accept()),
+        );
+        let (ours, theirs) = (ours.expect("a session"), theirs.expect("a session"));
+        works(&ours, &theirs).await;
+        let (wire, link) =
+            if providers { (&at_provider, &provider.link) } else { (&at_tenant, &tenant.link) };
+        let mut state = link.state();
+        let before = state.borrow().generation();
+        wire.cut();
+        soon("the loss shows", state.wait_for(|s| s.generation().is_none())).await.expect("down");
+        wire.mend();
+        soon("the link", state.wait_for(|s| s.generation() > before)).await.expect("up");
+        provider.reserved().await;
+        works(&ours, &theirs).await;
+    }
+}
