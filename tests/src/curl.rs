@@ -157,7 +157,10 @@ impl Curl {
         if let Some(mut errors) = self.child.stderr.take() {
             let _ = errors.read_to_string(&mut text);
         }
-        format!(": {}", text.trim())
+        // Many at once fail many times: the first and the last words say enough.
+        let lines: Vec<_> = text.lines().collect();
+        let first = lines.iter().take(3).chain(lines.iter().skip(3).last());
+        first.map(|line| format!("\n    {line}")).collect()
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sluice_proto::wire::pay::{self, pay_datagram::Kind};
-use sluice_proto::{Amount, LeaseId};
+use sluice_proto::{Amount, LeaseId, WINDOW_MAX};
 
 use crate::payer::{decode, quarter};
 use crate::repeat::{Deadline, IDLE, Repeat, after, earlier};
@@ -178,10 +178,10 @@ impl Payee {
             return Err(Reason::Closed);
         }
         if terms.price.is_zero() {
-            if direction == Direction::Down {
-                self.lanes.take(stream, want, lanes::Lane::Fast);
-            }
-            return Ok(want);
+            return match direction {
+                Direction::Up => Ok(want),
+                Direction::Down => self.share_freely(stream, want, now),
+            };
         }
         let (window, room) = (self.window(), self.room());
         if !self.is_covered(direction, want) {
@@ -203,6 +203,24 @@ impl Payee {
         if direction == Direction::Down {
             self.lanes.take(stream, granted, lane);
         }
+        Ok(granted)
+    }
+
+    /// At price 0 nothing is owed, but the streams of a session still share what may be in flight:
+    /// the first to ask must not fill QUIC's window for all.
+    fn share_freely(
+        &mut self,
+        stream: StreamIndex,
+        want: u64,
+        now: Instant,
+    ) -> Result<u64, Reason> {
+        let room = WINDOW_MAX.saturating_sub(self.unsettled());
+        let (allowed, lane) = self.lanes.allowed(stream, WINDOW_MAX, room);
+        let granted = allowed.min(room).min(want);
+        if granted == 0 && want > 0 {
+            return Err(self.block(Reason::StreamShare, now));
+        }
+        self.lanes.take(stream, granted, lane);
         Ok(granted)
     }
 

@@ -38,15 +38,11 @@ pub fn run(cli: Cli) -> Result<()> {
     merge(&mut config, &cli.command)?;
     config.check()?;
     start_log(cli.log.as_deref())?;
-    let threads = match config.node.threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        n => n,
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads)
-        .enable_all()
-        .build()
-        .context("failed to start the runtime")?;
+    let runtime = start_runtime(cli.threads.unwrap_or(match cli.command {
+        // The demo is three roles and a web server, all in one.
+        Command::Demo(_) => 0,
+        _ => config.node.threads,
+    }))?;
     let done = runtime.block_on(async {
         match cli.command {
             Command::Demo(args) => run_demo(args, cli.json).await,
@@ -58,6 +54,18 @@ pub fn run(cli: Cli) -> Result<()> {
     });
     runtime.shutdown_timeout(Duration::from_secs(2));
     done
+}
+
+fn start_runtime(threads: usize) -> Result<tokio::runtime::Runtime> {
+    let threads = match threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    };
+    let mut builder = match threads {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    builder.worker_threads(threads).enable_all().build().context("failed to start the runtime")
 }
 
 fn start_log(filter: Option<&str>) -> Result<()> {

@@ -22,6 +22,9 @@ pub struct Cli {
     /// `sluice_transport=debug` [default: warn].
     #[arg(long, global = true, value_name = "FILTER", env = "SLUICE_LOG")]
     pub log: Option<String>,
+    /// Threads of the role [default: as `threads` in [node] says, else one per core].
+    #[arg(long, global = true, value_name = "N", env = "SLUICE_THREADS")]
+    pub threads: Option<usize>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,

@@ -14,7 +14,7 @@ use prost::Message;
 use sluice_path::Probe;
 use sluice_proto::frame::{self, ReplayWindow};
 use sluice_proto::wire::rendezvous::{self, probe};
-use sluice_proto::wire::{self, CANDIDATES_MAX, SEALED_MAX};
+use sluice_proto::wire::{self, CANDIDATES_MAX, SEALED_MAX, code};
 use sluice_proto::{PeerId, VERSION};
 use snow::params::NoiseParams;
 use snow::resolvers::{DefaultResolver, FallbackResolver, RingResolver};
@@ -41,12 +41,28 @@ pub enum RendezvousError {
     /// Its fields contradict one another or the relay's word.
     #[error("the message's {0} is wrong")]
     Field(&'static str),
+    /// It asks for a new flow of a session that does not stand, or for a session that does.
+    #[error("the session is not known, or known already")]
+    UnknownSession,
     /// A newer one of the same initiator came before.
     #[error("the message was replayed")]
     Replayed,
     /// The sender may not connect.
     #[error("{0}")]
     NotInvited(#[from] sluice_proto::InviteError),
+}
+
+impl RendezvousError {
+    /// What the sender is told. A session that is unknown here, or a sender that is not welcome,
+    /// need not try again.
+    pub(crate) const fn code(&self) -> u32 {
+        match self {
+            Self::NotInvited(_) | Self::UnknownSession => code::NOT_INVITED,
+            Self::Sealed(_) | Self::Malformed(_) | Self::Field(_) | Self::Replayed => {
+                code::PROTOCOL
+            }
+        }
+    }
 }
 
 /// A node's static Noise keys (X25519).
@@ -169,7 +185,6 @@ pub(crate) struct Door {
 impl Door {
     /// Opens the first message. `from` is who the relay says it is from.
     pub(crate) fn open(
-        &mut self,
         keys: &NoiseKeys,
         us: &PeerId,
         from: &PeerId,
@@ -193,11 +208,16 @@ impl Door {
         if knock.peer != from.to_bytes() {
             return Err(RendezvousError::Field("peer id"));
         }
-        self.note(initiator, knock.timestamp_ns)?;
         Ok(Opened { state, knock, initiator })
     }
 
-    fn note(&mut self, initiator: [u8; 32], timestamp: u64) -> Result<(), RendezvousError> {
+    /// Refuses what is not newer than the initiator's newest. Only for those who may connect, or
+    /// strangers could make it forget.
+    pub(crate) fn note(
+        &mut self,
+        initiator: [u8; 32],
+        timestamp: u64,
+    ) -> Result<(), RendezvousError> {
         if self.newest.get(&initiator).is_some_and(|newest| *newest >= timestamp) {
             return Err(RendezvousError::Replayed);
         }

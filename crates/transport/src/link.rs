@@ -113,7 +113,8 @@ pub(crate) enum KnockError {
 pub(crate) struct OpenedFlow {
     pub(crate) flow: FlowId,
     pub(crate) leg: Arc<Leg>,
-    pub(crate) answer: oneshot::Receiver<Bytes>,
+    /// The sealed answer, or the code with which the flow was closed instead.
+    pub(crate) answer: oneshot::Receiver<Result<Bytes, u32>>,
 }
 
 pub(crate) enum LinkCommand {
@@ -263,7 +264,7 @@ struct Task {
     generation: u64,
     next_request: u32,
     opening: HashMap<u32, oneshot::Sender<Result<OpenedFlow, KnockError>>>,
-    answers: HashMap<FlowId, oneshot::Sender<Bytes>>,
+    answers: HashMap<FlowId, oneshot::Sender<Result<Bytes, u32>>>,
     /// Flows of the control connection before, to be told once the reservation stands again.
     kept: Vec<(FlowId, FlowEntry)>,
 }
@@ -475,7 +476,7 @@ impl Task {
             }
             Kind::Answer(m) => {
                 if let Some(waiting) = self.answers.remove(&FlowId(m.flow)) {
-                    let _ = waiting.send(m.sealed);
+                    let _ = waiting.send(Ok(m.sealed));
                 }
             }
             Kind::RendezvousIn(m) => {
@@ -487,7 +488,7 @@ impl Task {
                         }
                         Err(error) => {
                             tracing::debug!(%error, "rendezvous refused");
-                            let code = code::NOT_INVITED;
+                            let code = error.code();
                             Kind::CloseFlow(control::CloseFlow { flow: flow.0, code })
                         }
                     };
@@ -542,7 +543,9 @@ impl Task {
     }
 
     fn flow_closed(&mut self, flow: FlowId, code: u32) {
-        self.answers.remove(&flow);
+        if let Some(waiting) = self.answers.remove(&flow) {
+            let _ = waiting.send(Err(code));
+        }
         let entry = self.node.tables.flows.read().get(&(self.relay.addr, flow)).cloned();
         if let Some(entry) = entry {
             entry.peer.command(Command::FlowClosed { path: entry.path, code });

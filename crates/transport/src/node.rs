@@ -13,7 +13,7 @@ use quinn::crypto::rustls::QuicServerConfig;
 use sluice_proto::wire::rendezvous;
 use sluice_proto::wire::{code, control};
 use sluice_proto::{FlowId, Invite, Keypair, PeerId, RelayAddr, RelayFlow, Ticket, VERSION};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::knock::{Door, Knocking, NoiseKeys, ProbeSeal, RendezvousError, Timestamps};
 use crate::leg::Leg;
@@ -132,6 +132,13 @@ struct Expected {
     inputs: Inputs,
     path: RelayedPath,
     epoch: Arc<crate::epoch::PathEpoch>,
+}
+
+impl Expected {
+    fn start(self, node: Arc<Inner>, connection: quinn::Connection) -> Session {
+        let Self { peer_id, peer, inputs, path, epoch } = self;
+        Session::start(node, connection, peer_id, peer, inputs, path, epoch, None)
+    }
 }
 
 /// Shared by everything that belongs to one node.
@@ -326,7 +333,7 @@ impl Node {
             .map_err(|e| ConnectError::Failed(e.to_string()))?;
         // The QUIC handshake and the rendezvous' answer fly at the same time.
         let answer = async {
-            let sealed = knocked.answer.await.map_err(|_| ConnectError::NotInvited)?;
+            let sealed = answered(knocked.answer.await, relay)?;
             let (_, seal) = knocked
                 .knocking
                 .finish(session_number, &sealed)
@@ -390,7 +397,7 @@ impl Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         if let Some(peer) = &self.peer {
-            self.node.tables.remove_peer(peer);
+            self.node.forget_session(peer);
         }
     }
 }
@@ -407,8 +414,28 @@ pub(crate) struct Target {
 pub(crate) struct Knocked {
     pub(crate) flow: FlowId,
     pub(crate) leg: Arc<Leg>,
-    pub(crate) answer: tokio::sync::oneshot::Receiver<Bytes>,
+    pub(crate) answer: oneshot::Receiver<Result<Bytes, u32>>,
     pub(crate) knocking: Knocking,
+}
+
+/// What came of a knock: the sealed answer, or why there is none.
+pub(crate) fn answered(
+    answer: Result<Result<Bytes, u32>, oneshot::error::RecvError>,
+    relay: RelayAddr,
+) -> Result<Bytes, ConnectError> {
+    match answer {
+        Ok(Ok(sealed)) => Ok(sealed),
+        Ok(Err(code::NOT_INVITED)) => Err(ConnectError::NotInvited),
+        Ok(Err(code::NO_SUCH_PEER)) => {
+            let message = "it did not answer".to_owned();
+            Err(ConnectError::NotThere { relay, message })
+        }
+        Ok(Err(code)) => Err(ConnectError::Failed(format!("the flow was closed, code {code}"))),
+        Err(_) => {
+            let reason = "the connection to it was lost".to_owned();
+            Err(ConnectError::Relay { relay, reason })
+        }
+    }
 }
 
 impl Inner {
@@ -452,8 +479,9 @@ impl Inner {
         };
         let from =
             PeerId::from_bytes(&message.from).map_err(|_| RendezvousError::Field("sender"))?;
-        let opened = self.door.lock().open(&self.noise, &self.id, &from, &message.sealed)?;
+        let opened = Door::open(&self.noise, &self.id, &from, &message.sealed)?;
         Invite::check(secret, &opened.knock.invite, self.clock.unix_time().as_secs())?;
+        self.door.lock().note(opened.initiator, opened.knock.timestamp_ns)?;
         let (session, resume, initiator) =
             (opened.knock.session, opened.knock.resume, opened.initiator);
         let welcome = rendezvous::Welcome {
@@ -472,7 +500,7 @@ impl Inner {
             None if !resume => {
                 self.expect_session(link, leg, flow, seal, from, session, initiator)?
             }
-            Some(_) | None => return Err(RendezvousError::Field("session")),
+            Some(_) | None => return Err(RendezvousError::UnknownSession),
         }
         Ok(sealed)
     }
@@ -508,6 +536,7 @@ impl Inner {
             node.clock.sleep(EXPECTED_FOR).await;
             let late = node.expected.lock().remove(&index);
             if let Some(late) = late {
+                late.path.close();
                 node.forget_session(&late.peer);
             }
         });
@@ -605,8 +634,10 @@ async fn accept_sessions(node: Arc<Inner>, sessions: mpsc::Sender<Session>) {
     let turns = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     while let Some(incoming) = node.endpoint.accept().await {
         let index = fake_index(&incoming.remote_address());
-        let expected = index.and_then(|i| node.expected.lock().remove(&i));
-        let (Some(expected), Ok(turn)) = (expected, turns.clone().try_acquire_owned()) else {
+        let turn = turns.clone().try_acquire_owned();
+        // Without a turn it stays expected: the Initial comes again.
+        let expected = index.filter(|_| turn.is_ok()).and_then(|i| node.expected.lock().remove(&i));
+        let (Some(expected), Ok(turn)) = (expected, turn) else {
             // No knock announced it: not even a refusal is sent.
             incoming.ignore();
             continue;
@@ -614,8 +645,15 @@ async fn accept_sessions(node: Arc<Inner>, sessions: mpsc::Sender<Session>) {
         let node = node.clone();
         let sessions = sessions.clone();
         tokio::spawn(async move {
-            if let Some(session) = begin(&node, incoming, expected).await {
-                let _ = sessions.send(session).await;
+            match begin(&node, incoming, &expected).await {
+                Some(connection) => {
+                    let session = expected.start(node, connection);
+                    let _ = sessions.send(session).await;
+                }
+                None => {
+                    expected.path.close();
+                    node.forget_session(&expected.peer);
+                }
             }
             drop(turn);
         });
@@ -625,9 +663,8 @@ async fn accept_sessions(node: Arc<Inner>, sessions: mpsc::Sender<Session>) {
 async fn begin(
     node: &Arc<Inner>,
     incoming: quinn::Incoming,
-    expected: Expected,
-) -> Option<Session> {
-    let guard = Registered { node: node.clone(), peer: Some(expected.peer.clone()) };
+    expected: &Expected,
+) -> Option<quinn::Connection> {
     let mut config = quinn::ServerConfig::with_crypto(node.server_crypto.clone());
     config.transport_config(session::transport(
         &expected.epoch,
@@ -647,15 +684,5 @@ async fn begin(
         connection.close(code::PROTOCOL.into(), b"not who knocked");
         return None;
     }
-    guard.keep();
-    Some(Session::start(
-        node.clone(),
-        connection,
-        expected.peer_id,
-        expected.peer,
-        expected.inputs,
-        expected.path,
-        expected.epoch,
-        None,
-    ))
+    Some(connection)
 }

@@ -2,12 +2,17 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use quinn_udp::EcnCodepoint;
 use sluice_path::Path;
+use sluice_proto::wire::code;
+use sluice_proto::wire::control::{self, control::Kind};
 use sluice_proto::{FlowId, RelayFlow};
 use tokio::sync::{Notify, mpsc};
 
@@ -78,6 +83,15 @@ pub(crate) struct RelayedPath {
     pub(crate) seal: ProbeSeal,
 }
 
+impl RelayedPath {
+    /// Tells the relay and the link's owner that no session came to be on this flow.
+    pub(crate) fn close(&self) {
+        self.link.closed(self.flow);
+        let (flow, code) = (self.flow.0, code::OK);
+        self.link.send(Kind::CloseFlow(control::CloseFlow { flow, code }));
+    }
+}
+
 /// Both queues of a session's task.
 pub(crate) struct Inputs {
     pub(crate) probes: mpsc::Receiver<(Path, Bytes)>,
@@ -138,8 +152,10 @@ impl Peer {
     #[inline]
     pub(crate) fn sent(&self, now_ns: impl FnOnce() -> u64) {
         if self.unanswered.load(Relaxed) == 0 {
-            self.unanswered.store(now_ns() + 1, Relaxed);
-            if self.parked.load(Relaxed) && self.parked.swap(false, Relaxed) {
+            // One of this side and the session's task, which parks and then looks, must see the
+            // other's word: both stores come before both loads.
+            self.unanswered.store(now_ns() + 1, SeqCst);
+            if self.parked.load(SeqCst) && self.parked.swap(false, SeqCst) {
                 self.wake.notify_one();
             }
         }
@@ -154,7 +170,7 @@ impl Peer {
 
     /// When the first unanswered packet went out.
     pub(crate) fn unanswered_ns(&self) -> Option<u64> {
-        self.unanswered.load(Relaxed).checked_sub(1)
+        self.unanswered.load(SeqCst).checked_sub(1)
     }
 
     pub(crate) fn forget_unanswered(&self) {
@@ -162,6 +178,6 @@ impl Peer {
     }
 
     pub(crate) fn park(&self) {
-        self.parked.store(true, Relaxed);
+        self.parked.store(true, SeqCst);
     }
 }

@@ -25,21 +25,27 @@ const MTU_MAX: u16 = 1420;
 const MTU_MIN: u16 = 1200;
 /// Bytes in flight to us on one stream: 1 Gbit/s at 60 ms, with room.
 const STREAM_WINDOW: u32 = 10 << 20;
-/// Bytes in flight to us on all streams: the largest metering window.
-pub(crate) const RECEIVE_WINDOW: u32 = 16 << 20;
+/// Bytes in flight to us on all streams: the largest metering window, and half of it more, since
+/// QUIC's credit comes back late.
+pub(crate) const RECEIVE_WINDOW: u32 = 24 << 20;
 /// The same for whoever accepts a session, until its payload is counted: see
 /// [`Session::set_delivered`].
 pub(crate) const ACCEPT_WINDOW: u32 = 48 << 10;
 /// Unacknowledged bytes that we keep for a peer.
-const SEND_WINDOW: u64 = 16 << 20;
+const SEND_WINDOW: u64 = 24 << 20;
 /// TCP connections at a time in one session.
 const STREAMS_MAX: u32 = 1024;
-/// While packets go out, the socket is looked at this often at most.
+/// While packets go out, the socket is looked at this often at most ..
 const LOOK: Duration = Duration::from_millis(30);
+/// .. and, while nothing comes back, each time after this part of the silence ..
+const LOOK_PART: u32 = 16;
+/// .. but at least this often: a dead session must not keep the processor busy.
+const LOOK_MAX: Duration = Duration::from_secs(1);
 /// A session is watched for this long after its last packet before its task sleeps for long.
 const LINGER: Duration = Duration::from_millis(500);
-/// Waits between knocks that bring a lost flow back.
-const KNOCK_AGAIN: [u64; 4] = [0, 250, 1000, 3000];
+/// Waits in milliseconds between knocks that bring a lost flow back; the last one is repeated for
+/// as long as the session lives.
+const KNOCK_AGAIN: [u64; 5] = [0, 250, 1000, 3000, 5000];
 
 /// Transport parameters of a session; its congestion controller follows `epoch`. Whoever accepts
 /// begins with a small `receive_window`, since it pays the relay for what it is sent.
@@ -302,13 +308,10 @@ impl Driver {
             self.look();
             self.drain();
         }
-        for relayed in self.relays.values() {
-            let flow = relayed.path.flow.0;
-            relayed
-                .path
-                .link
-                .send(ControlKind::CloseFlow(control::CloseFlow { flow, code: code::OK }));
-        }
+        // quinn still says that it closes, and says it again to what arrives meanwhile: its
+        // closing state lasts for three probe timeouts (RFC 9000, 10.2).
+        self.node.clock.sleep(self.pto() * 3).await;
+        self.drop_relays(self.node.clock.now());
         self.node.socket.set_route(&self.peer, None);
         self.node.forget_session(&self.peer);
     }
@@ -317,12 +320,15 @@ impl Driver {
     fn next_wake(&mut self) -> Instant {
         let now = self.node.clock.now();
         let agent = self.agent.poll_timeout().map(|(at, _)| at);
-        let busy = self.peer.unanswered_ns().is_some();
-        if busy {
+        let silent = self
+            .peer
+            .unanswered_ns()
+            .map(|ns| now.saturating_duration_since(self.node.socket.instant(ns)));
+        if silent.is_some() {
             self.watch_until = now + LINGER;
         }
-        let look = if busy || now < self.watch_until {
-            Some(now + LOOK)
+        let look = if silent.is_some() || now < self.watch_until {
+            Some(now + (silent.unwrap_or_default() / LOOK_PART).clamp(LOOK, LOOK_MAX))
         } else {
             self.peer.park();
             // A packet that went out just before this line found the task not parked.
@@ -332,12 +338,16 @@ impl Driver {
         [agent, look].into_iter().flatten().min().unwrap_or(hour)
     }
 
+    /// QUIC's probe timeout: RFC 9002, 6.2.1, with the variance at its usual half and the default
+    /// ack delay.
+    fn pto(&self) -> Duration {
+        self.connection.rtt() * 2 + Duration::from_millis(25)
+    }
+
     /// Tells the agent what the socket saw.
     fn look(&mut self) {
         let now = self.node.clock.now();
-        let rtt = self.connection.rtt();
-        // RFC 9002, 6.2.1, with the variance at its usual half and the default ack delay.
-        let pto = rtt * 2 + Duration::from_millis(25);
+        let pto = self.pto();
         let unanswered_since = self.peer.unanswered_ns().map(|ns| self.node.socket.instant(ns));
         self.agent.handle_activity(Activity { unanswered_since, pto }, now);
         self.agent.handle_timeout(now);
@@ -373,6 +383,7 @@ impl Driver {
                 tracing::debug!(path, code, "flow closed by the relay");
                 if let Some(gone) = self.relays.remove(&path) {
                     gone.path.link.closed(gone.path.flow);
+                    self.forget_flow(path, &gone.path);
                     self.agent.remove_relay(path, now);
                     self.knock_again(&gone.path.link);
                 }
@@ -393,14 +404,23 @@ impl Driver {
 
     fn drop_relays(&mut self, now: Instant) {
         for (number, gone) in std::mem::take(&mut self.relays) {
-            let key = (gone.path.route.destination(), gone.path.flow);
             gone.path.link.closed(gone.path.flow);
             let (flow, code) = (gone.path.flow.0, code::OK);
             gone.path.link.send(ControlKind::CloseFlow(control::CloseFlow { flow, code }));
-            self.node.tables.flows.write().remove(&key);
-            self.node.tables.changed();
+            self.forget_flow(number, &gone.path);
             self.agent.remove_relay(number, now);
         }
+    }
+
+    /// Frames of a flow no longer arrive here, unless its number was given to a newer one.
+    fn forget_flow(&self, path: u32, gone: &RelayedRoute) {
+        let key = (gone.route.destination(), gone.flow);
+        let mut flows = self.node.tables.flows.write();
+        if flows.get(&key).is_some_and(|entry| entry.path == path) {
+            flows.remove(&key);
+        }
+        drop(flows);
+        self.node.tables.changed();
     }
 
     /// A link that came back carries none of the old flows.
@@ -424,12 +444,22 @@ impl Driver {
         let (done, knocking) = oneshot::channel();
         self.knocking = Some(knocking);
         let (node, peer, link) = (self.node.clone(), self.peer.clone(), link.clone());
+        let connection = self.connection.clone();
         tokio::spawn(async move {
-            for wait in KNOCK_AGAIN {
+            let last = KNOCK_AGAIN.last().copied().into_iter().cycle();
+            for wait in KNOCK_AGAIN.into_iter().chain(last) {
                 node.clock.sleep(Duration::from_millis(wait)).await;
+                if done.is_closed() || connection.close_reason().is_some() {
+                    break;
+                }
                 match resume(&node, &peer, &link, &target).await {
                     Ok(path) => {
                         peer.command(Command::Relayed(Box::new(path)));
+                        break;
+                    }
+                    Err(crate::ConnectError::NotInvited) => {
+                        let why = b"the other node knows this session no more";
+                        connection.close(code::NOT_INVITED.into(), why);
                         break;
                     }
                     Err(error) => tracing::debug!(%error, "the flow did not come back yet"),
@@ -444,11 +474,22 @@ impl Driver {
             self.node.socket.stats.bad_frame.fetch_add(1, Relaxed);
             return;
         };
+        if let Path::Direct(addr) = from
+            && self.is_anothers(&addr)
+        {
+            // QUIC from there belongs to another session of the same two nodes; or somebody
+            // writes a false sender on its probes. This session stays where it is.
+            return;
+        }
         let now = self.node.clock.now();
         if self.agent.selected() == Some(from) {
             self.peer.received();
         }
         self.agent.handle_probe(from, probe, now);
+    }
+
+    fn is_anothers(&self, addr: &SocketAddr) -> bool {
+        self.node.tables.direct.read().get(addr).is_some_and(|p| !Arc::ptr_eq(p, &self.peer))
     }
 
     /// Sends what the agent wants sent, does what it wants done.
@@ -457,12 +498,15 @@ impl Driver {
             match event {
                 Event::Selected { path, reason, old_dead } => self.select(path, reason, old_dead),
                 Event::Proven(addr) => {
-                    self.node.tables.direct.write().insert(addr, self.peer.clone());
-                    self.node.tables.changed();
+                    if self.node.tables.claim_direct(addr, &self.peer) {
+                        self.node.tables.changed();
+                    }
                 }
                 Event::Forgotten(addr) => {
-                    self.node.tables.direct.write().remove(&addr);
-                    self.node.tables.changed();
+                    if !self.is_anothers(&addr) {
+                        self.node.tables.direct.write().remove(&addr);
+                        self.node.tables.changed();
+                    }
                 }
             }
         }
@@ -513,7 +557,7 @@ async fn resume(
     let deadline = node.clock.now() + Duration::from_secs(3);
     let sealed = tokio::select! {
         biased;
-        answer = knocked.answer => answer.map_err(|_| crate::ConnectError::NotInvited)?,
+        answer = knocked.answer => crate::node::answered(answer, link.relay())?,
         () = node.clock.sleep_until(deadline) => return Err(crate::ConnectError::Timeout),
     };
     let (_, seal) = knocked

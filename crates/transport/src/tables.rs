@@ -1,6 +1,7 @@
 //! What the socket looks up for each packet.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -110,6 +111,17 @@ impl Tables {
         drop(flows);
         self.changed();
         kept
+    }
+
+    /// QUIC from `addr` belongs to `peer`, unless it is another session's. Whether that is news.
+    pub(crate) fn claim_direct(&self, addr: SocketAddr, peer: &Arc<Peer>) -> bool {
+        match self.direct.write().entry(addr) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(vacant) => {
+                vacant.insert(peer.clone());
+                true
+            }
+        }
     }
 
     /// Forgets everything about a session.

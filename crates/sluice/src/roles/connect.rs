@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use sluice_ledger::{Ledger, Role};
+use sluice_ledger::{Ledger, LedgerError, Role, StoredVoucher};
 use sluice_metering::{Evidence, Payer};
-use sluice_proto::wire::session::session::Kind;
+use sluice_proto::wire::code;
+use sluice_proto::wire::session::{Goodbye, session::Kind};
 use sluice_proto::{Amount, PeerId, Price, ServiceName, Ticket};
 use sluice_transport::{
     AcceptPolicy, Clock, Node, NodeConfig, NoiseKeys, PathBytes, RelayLink, Session,
@@ -26,6 +27,8 @@ use crate::config::DirectPolicy;
 
 /// The provider has so long to answer a goodbye: it claims what is open first.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// At price 0 counts are written down this often at most.
+const FREE_RECORDS: Duration = Duration::from_millis(500);
 /// Waits between attempts to get a lost session back.
 const BACKOFF: [u64; 6] = [0, 200, 500, 1000, 2000, 5000];
 
@@ -266,7 +269,7 @@ impl Tenant {
                     match self.guest.agree(&session, now).await {
                         Ok(agreed) => return Ok((session, agreed)),
                         Err(error) => {
-                            session.close(sluice_proto::wire::code::OK, "no terms");
+                            session.close(code::OK, "no terms");
                             return Err(error);
                         }
                     }
@@ -296,7 +299,7 @@ impl Tenant {
             self.options.report.tell(&Report::Session { peer });
             let reason = tokio::select! {
                 reason = session.connection().closed() => reason.to_string(),
-                _ = stopping.wait_for(|s| *s) => {
+                () = asked(&mut stopping) => {
                     live.part().await;
                     "stopped".to_owned()
                 }
@@ -311,7 +314,7 @@ impl Tenant {
             report.tell(&Report::SessionEnded { peer, reason });
             opened = tokio::select! {
                 opened = self.reopen() => opened,
-                _ = stopping.wait_for(|s| *s) => return,
+                () = asked(&mut stopping) => return,
             };
         }
     }
@@ -361,22 +364,35 @@ impl Tenant {
     }
 }
 
-/// Exchanges addresses with the provider as the policy allows.
+/// Waits until the role is asked to stop, or dropped.
+async fn asked(stopping: &mut watch::Receiver<bool>) {
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+/// Exchanges addresses with the provider as the policy allows, and says goodbye at the end.
 async fn follow_control(
     session: Session,
     mut control: Control,
-    mut allowed: watch::Receiver<bool>,
+    mut wished: watch::Receiver<Wishes>,
+    parted: watch::Sender<bool>,
 ) {
     loop {
-        let may = *allowed.borrow_and_update();
-        session.set_direct_allowed(may);
-        if may && control.send(Kind::Candidates(session.local_candidates())).await.is_err() {
+        let wishes = *wished.borrow_and_update();
+        session.set_direct_allowed(wishes.direct);
+        let kind = match wishes {
+            Wishes { leave: true, .. } => Some(Kind::Goodbye(Goodbye::default())),
+            Wishes { direct: true, .. } => Some(Kind::Candidates(session.local_candidates())),
+            Wishes { .. } => None,
+        };
+        if let Some(kind) = kind
+            && control.send(kind).await.is_err()
+        {
             return;
         }
         loop {
             tokio::select! {
                 biased;
-                changed = allowed.changed() => {
+                changed = wished.changed() => {
                     if changed.is_err() {
                         return;
                     }
@@ -384,9 +400,11 @@ async fn follow_control(
                 }
                 kind = control.next() => match kind {
                     Ok(Kind::Candidates(list)) => session.add_candidates(&list),
+                    Ok(Kind::Goodbye(_)) => {
+                        parted.send_replace(true);
+                    }
                     Ok(
                         Kind::Direct(_)
-                        | Kind::Goodbye(_)
                         | Kind::Hello(_)
                         | Kind::Offer(_)
                         | Kind::Accept(_)
@@ -428,19 +446,50 @@ pub(crate) async fn keep_vouchers(
     role: Role,
     mut kept: mpsc::UnboundedReceiver<Persist>,
 ) {
-    while let Some(mut persist) = kept.recv().await {
+    // At price 0 counts are for the record: nobody waits for the disk.
+    let mut free: Option<StoredVoucher> = None;
+    let mut tick = tokio::time::interval(FREE_RECORDS);
+    loop {
+        let mut persist = tokio::select! {
+            biased;
+            persist = kept.recv() => match persist {
+                Some(persist) => persist,
+                None => break,
+            },
+            _ = tick.tick(), if free.is_some() => {
+                write_free(&ledger, role, free.take()).await;
+                continue;
+            }
+        };
         while let Ok(newer) = kept.try_recv() {
             persist = newer;
         }
         let row = stored(&persist.record);
-        let done = match role {
-            Role::Payer => ledger.record_signed(row).await,
-            Role::Payee => ledger.record_earned(row).await,
-        };
+        if row.voucher.signature.is_empty() {
+            persist.done(true);
+            free = Some(row);
+            continue;
+        }
+        let done = record(&ledger, role, row).await;
         if let Err(error) = &done {
             tracing::error!("{error}: nothing more is signed or sold on this lease");
         }
         persist.done(done.is_ok());
+    }
+    write_free(&ledger, role, free).await;
+}
+
+async fn write_free(ledger: &Ledger, role: Role, row: Option<StoredVoucher>) {
+    let Some(row) = row else { return };
+    if let Err(error) = record(ledger, role, row).await {
+        tracing::warn!("{error}: the counts of a free lease were not written down");
+    }
+}
+
+async fn record(ledger: &Ledger, role: Role, row: StoredVoucher) -> Result<(), LedgerError> {
+    match role {
+        Role::Payer => ledger.record_signed(row).await,
+        Role::Payee => ledger.record_earned(row).await,
     }
 }
 

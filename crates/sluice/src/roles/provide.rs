@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use sluice_ledger::Ledger;
 use sluice_metering::Payee;
 use sluice_proto::wire::code;
-use sluice_proto::wire::session::session::Kind;
+use sluice_proto::wire::session::{Goodbye, session::Kind};
 use sluice_proto::{Amount, Invite, LeaseId, PeerId, Price, RelayAddr, Ticket};
 use sluice_transport::{AcceptPolicy, Clock, Node, NodeConfig, NoiseKeys, RelayLink, Session};
 use sluice_tunnel::{Account, AccountOptions, Services, Snapshot, serve};
@@ -445,7 +445,14 @@ async fn follow_control(
             Kind::Candidates(list) if shared.direct != DirectPolicy::Never => {
                 live.session.add_candidates(&list);
             }
-            Kind::Candidates(_) | Kind::Direct(_) | Kind::Goodbye(_) => {}
+            Kind::Candidates(_) | Kind::Direct(_) => {}
+            // The tenant is about to leave: it pays what is claimed first, and goes when it hears so.
+            Kind::Goodbye(_) => {
+                live.account.settle().await;
+                if control.send(Kind::Goodbye(Goodbye::default())).await.is_err() {
+                    return;
+                }
+            }
             Kind::Hello(_)
             | Kind::Offer(_)
             | Kind::Accept(_)

@@ -1,17 +1,12 @@
 //! What the pumps ask of an account.
 
-use std::future::poll_fn;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll};
 use std::time::Instant;
 
 use sluice_metering::{Direction, Permit, Reason, StreamIndex, StreamState};
 use tokio::sync::futures::Notified;
 
 use super::{Account, Meter, Stopped};
-
-/// Why nothing may be read, and until when at the latest.
-type Waiting = (Reason, Option<Instant>);
 
 impl Account {
     /// A stream opened.
@@ -39,18 +34,25 @@ impl Account {
 
     /// Waits until up to `want` bytes may be sent on a stream, and how many. They count at once.
     pub(crate) async fn permit(&self, stream: StreamIndex, want: u64) -> Result<u64, Stopped> {
+        self.wait_for(|meter, now| match meter {
+            Meter::Payer(payer) => {
+                payer.handle_written(want, now);
+                Permit::Granted(want)
+            }
+            Meter::Payee(gate) => gate.permit(stream, Direction::Down, want, now),
+            Meter::Closed(_) => Permit::Wait(Reason::Closed, None),
+        })
+        .await
+    }
+
+    async fn wait_for(
+        &self,
+        mut ask: impl FnMut(&mut Meter, Instant) -> Permit,
+    ) -> Result<u64, Stopped> {
         loop {
             // Made before the question is asked, so that no answer is missed.
             let writable = self.0.writable.notified();
-            let permit = self.change(|meter, now| match meter {
-                Meter::Payer(payer) => {
-                    payer.handle_written(want, now);
-                    Permit::Granted(want)
-                }
-                Meter::Payee(gate) => gate.permit(stream, Direction::Down, want, now),
-                Meter::Closed(_) => Permit::Wait(Reason::Closed, None),
-            });
-            match permit {
+            match self.change(&mut ask) {
                 Permit::Granted(n) => return Ok(n),
                 Permit::Wait(Reason::Ledger | Reason::Closed, _) => return Err(Stopped),
                 Permit::Wait(reason, until) => self.wait(reason, until, writable).await?,
@@ -80,55 +82,18 @@ impl Account {
         }
     }
 
-    /// A payee's read of at most `want` bytes: `read` is told how many it may read, and tells how
-    /// many it did. Waits as long as the gate does not permit any.
-    pub(crate) async fn read_permitted<E: From<Stopped>>(
-        &self,
-        stream: StreamIndex,
-        want: u64,
-        mut read: impl FnMut(&mut Context<'_>, u64) -> Poll<Result<u64, E>>,
-    ) -> Result<u64, E> {
-        loop {
-            let writable = self.0.writable.notified();
-            let asked = poll_fn(|cx| match self.poll_read(stream, want, |n| read(cx, n)) {
-                Ok(Poll::Pending) => Poll::Pending,
-                Ok(Poll::Ready(result)) => Poll::Ready(Ok(result)),
-                Err(wait) => Poll::Ready(Err(wait)),
-            });
-            match asked.await {
-                Ok(result) => return result,
-                Err((Reason::Ledger | Reason::Closed, _)) => return Err(Stopped.into()),
-                Err((reason, until)) => self.wait(reason, until, writable).await?,
+    /// Waits until up to `n` bytes that a payee took from a stream may be handed on, and how many.
+    /// Only those count as read.
+    pub(crate) async fn admit(&self, stream: StreamIndex, n: u64) -> Result<u64, Stopped> {
+        self.wait_for(|meter, now| {
+            let Meter::Payee(gate) = meter else { return Permit::Wait(Reason::Closed, None) };
+            let permit = gate.permit(stream, Direction::Up, n, now);
+            if let Permit::Granted(granted) = permit {
+                gate.payee_mut().handle_read(granted, now);
             }
-        }
-    }
-
-    /// Reserves, reads, and gives back the rest, in one step: a stream that has nothing holds nothing.
-    fn poll_read<E>(
-        &self,
-        stream: StreamIndex,
-        want: u64,
-        read: impl FnOnce(u64) -> Poll<Result<u64, E>>,
-    ) -> Result<Poll<Result<u64, E>>, Waiting> {
-        let permit = self.change(|meter, now| match meter {
-            Meter::Payee(gate) => gate.permit(stream, Direction::Up, want, now),
-            Meter::Payer(_) | Meter::Closed(_) => Permit::Wait(Reason::Closed, None),
-        });
-        let granted = match permit {
-            Permit::Granted(n) => n,
-            Permit::Wait(reason, until) => return Err((reason, until)),
-        };
-        let result = read(granted);
-        let n = if let Poll::Ready(Ok(n)) = &result { *n } else { 0 };
-        self.change(|meter, now| {
-            if let Meter::Payee(gate) = meter {
-                if n > 0 {
-                    gate.payee_mut().handle_read(n, now);
-                }
-                gate.refund(stream, Direction::Up, granted.saturating_sub(n));
-            }
-        });
-        Ok(result)
+            permit
+        })
+        .await
     }
 
     /// A provider's service took payload.

@@ -1,0 +1,515 @@
+//! Two agents over a network that loses, delays and blocks in one direction, in virtual time.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use sluice_path::{Activity, Agent, CANDIDATES_MAX, Event, Kind, Path, Probe, Reason};
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+/// Packets of the session, while it is busy, and looks at the socket.
+const STEP: Duration = Duration::from_millis(10);
+/// Pings to one target in any second: first pings, or suspicion at 25 a second.
+const PINGS_PER_TARGET: usize = 30;
+
+/// The ways between the nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Way {
+    Relay(u32),
+    Direct,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Condition {
+    delay: Duration,
+    /// Of 100.
+    loss: u64,
+    blocked: bool,
+}
+
+const GOOD: Condition = Condition { delay: Duration::from_millis(20), loss: 0, blocked: false };
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Packet {
+    Ping(u64),
+    Pong(u64),
+    Use(u64),
+    Data,
+}
+
+struct Side {
+    agent: Agent,
+    /// Where the other side sees it.
+    addr: SocketAddr,
+    unanswered: Option<Instant>,
+    owes_ack: bool,
+    echoed: BTreeSet<Path>,
+    switches: Vec<(Instant, Path, Reason)>,
+    pings: BTreeMap<Path, Vec<Instant>>,
+}
+
+struct World {
+    sides: [Side; 2],
+    now: Instant,
+    start: Instant,
+    ways: BTreeMap<(Way, usize), Condition>,
+    flying: BinaryHeap<Reverse<(Instant, u64, Way, usize, Packet)>>,
+    random: u64,
+    busy: bool,
+}
+
+fn address(port: u16) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, 1], port))
+}
+
+/// An address at which nobody is.
+fn nobody(port: u16) -> SocketAddr {
+    SocketAddr::from(([198, 51, 100, 1], port))
+}
+
+impl World {
+    #[allow(clippy::disallowed_methods)]
+    fn new(seed: u64) -> Self {
+        let now = Instant::now();
+        let side = |controlling, port| Side {
+            agent: Agent::new(controlling, seed.wrapping_add(u64::from(port))),
+            addr: address(port),
+            unanswered: None,
+            owes_ack: false,
+            echoed: BTreeSet::new(),
+            switches: Vec::new(),
+            pings: BTreeMap::new(),
+        };
+        let mut world = Self {
+            sides: [side(true, 1), side(false, 2)],
+            now,
+            start: now,
+            ways: BTreeMap::new(),
+            flying: BinaryHeap::new(),
+            random: seed,
+            busy: true,
+        };
+        world.add_relay(1);
+        world.set(Way::Direct, GOOD);
+        world
+    }
+
+    fn add_relay(&mut self, number: u32) {
+        self.set(Way::Relay(number), GOOD);
+        for i in 0..2 {
+            self.sides[i].agent.add_relay(number, self.now);
+            self.drain(i);
+        }
+    }
+
+    fn set(&mut self, way: Way, condition: Condition) {
+        self.ways.insert((way, 0), condition);
+        self.ways.insert((way, 1), condition);
+    }
+
+    fn block(&mut self, way: Way, from: usize, blocked: bool) {
+        self.ways.get_mut(&(way, from)).expect("a way").blocked = blocked;
+    }
+
+    fn allow_direct(&mut self, side: usize, allowed: bool) {
+        self.sides[side].agent.set_direct_allowed(allowed, self.now);
+        self.drain(side);
+    }
+
+    fn tell_candidates(&mut self, side: usize, addrs: &[SocketAddr]) {
+        self.sides[side].agent.add_candidates(addrs, self.now);
+        self.drain(side);
+    }
+
+    fn chance(&mut self) -> u64 {
+        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (self.random >> 33) % 100
+    }
+
+    fn send(&mut self, from: usize, path: Path, packet: Packet) {
+        let way = match path {
+            Path::Relay(number) => Way::Relay(number),
+            Path::Direct(addr) if addr == self.sides[1 - from].addr => Way::Direct,
+            Path::Direct(_) => return,
+        };
+        let Some(condition) = self.ways.get(&(way, from)).copied() else { return };
+        let lost = self.chance() < condition.loss;
+        if !condition.blocked && !lost {
+            // The chance keeps packets of one moment in no particular order.
+            let order = self.chance();
+            self.flying.push(Reverse((self.now + condition.delay, order, way, from, packet)));
+        }
+    }
+
+    fn arrive(&mut self, way: Way, from: usize, packet: Packet) {
+        let to = 1 - from;
+        let path = match way {
+            Way::Relay(number) => Path::Relay(number),
+            Way::Direct => Path::Direct(self.sides[from].addr),
+        };
+        let now = self.now;
+        let side = &mut self.sides[to];
+        let probe = match packet {
+            Packet::Data => {
+                side.unanswered = None;
+                side.owes_ack = true;
+                return;
+            }
+            Packet::Ping(token) => Probe::Ping { token },
+            Packet::Use(epoch) => Probe::Use { epoch },
+            Packet::Pong(token) => {
+                side.echoed.insert(path);
+                Probe::Pong { token }
+            }
+        };
+        if side.agent.selected() == Some(path) {
+            side.unanswered = None;
+        }
+        side.agent.handle_probe(path, probe, now);
+        self.drain(to);
+    }
+
+    /// Takes out what the agent wants done, and checks it.
+    fn drain(&mut self, i: usize) {
+        while let Some(event) = self.sides[i].agent.poll_event() {
+            let Event::Selected { path, reason, .. } = event else { continue };
+            let side = &mut self.sides[i];
+            let first = reason == Reason::First && path.kind() == Kind::Relayed;
+            assert!(first || side.echoed.contains(&path), "{path:?} was chosen but not echoed");
+            side.switches.push((self.now, path, reason));
+            side.unanswered = None;
+        }
+        while let Some((path, probe)) = self.sides[i].agent.poll_transmit() {
+            let packet = match probe {
+                Probe::Ping { token } => {
+                    self.count_ping(i, path);
+                    Packet::Ping(token)
+                }
+                Probe::Pong { token } => Packet::Pong(token),
+                Probe::Use { epoch } => Packet::Use(epoch),
+            };
+            self.send(i, path, packet);
+        }
+        let timeout = self.sides[i].agent.poll_timeout();
+        let now = self.now;
+        assert!(timeout.is_none_or(|(at, _)| at > now), "{timeout:?} is not after now");
+    }
+
+    fn count_ping(&mut self, i: usize, path: Path) {
+        let now = self.now;
+        let pings = self.sides[i].pings.entry(path).or_default();
+        pings.push(now);
+        pings.retain(|at| *at + SECOND > now);
+        assert!(pings.len() <= PINGS_PER_TARGET, "{} pings a second to {path:?}", pings.len());
+        let direct = self.sides[i].pings.keys().filter(|p| p.kind() == Kind::Direct).count();
+        assert!(direct <= CANDIDATES_MAX, "{direct} addresses were pinged");
+    }
+
+    /// What the session's task does every few milliseconds.
+    fn step(&mut self, i: usize) {
+        let now = self.now;
+        let side = &mut self.sides[i];
+        let selected = side.agent.selected();
+        if (self.busy || side.owes_ack)
+            && let Some(path) = selected
+        {
+            side.owes_ack = false;
+            side.unanswered.get_or_insert(now);
+            self.send(i, path, Packet::Data);
+        }
+        let side = &mut self.sides[i];
+        let rtt = selected.and_then(|p| side.agent.rtt(p)).unwrap_or(100 * MS);
+        let activity = Activity { unanswered_since: side.unanswered, pto: rtt * 2 + 25 * MS };
+        side.agent.handle_activity(activity, now);
+        side.agent.handle_timeout(now);
+        self.drain(i);
+    }
+
+    fn run(&mut self, span: Duration) {
+        let end = self.now + span;
+        let mut step = self.now + STEP;
+        while self.now < end {
+            let arrival = self.flying.peek().map(|Reverse((at, ..))| *at);
+            let timers = self.sides.iter().filter_map(|s| s.agent.poll_timeout());
+            let timer = timers.map(|(at, _)| at).min();
+            let next = [Some(step), arrival, timer].into_iter().flatten().min();
+            self.now = next.expect("a step").min(end).max(self.now);
+            while let Some(Reverse((at, ..))) = self.flying.peek()
+                && *at <= self.now
+            {
+                let Some(Reverse((_, _, way, from, packet))) = self.flying.pop() else { break };
+                self.arrive(way, from, packet);
+            }
+            for i in 0..2 {
+                self.sides[i].agent.handle_timeout(self.now);
+                self.drain(i);
+            }
+            if self.now >= step {
+                step = self.now + STEP;
+                for i in 0..2 {
+                    self.step(i);
+                }
+            }
+        }
+    }
+
+    /// Both sides' choice, as ways.
+    fn chosen(&self) -> [Option<Way>; 2] {
+        [0, 1].map(|i| {
+            self.sides[i].agent.selected().map(|p| match p {
+                Path::Relay(number) => Way::Relay(number),
+                Path::Direct(_) => Way::Direct,
+            })
+        })
+    }
+
+    fn works(&self, way: Way) -> bool {
+        [0, 1].iter().all(|i| self.ways.get(&(way, *i)).is_some_and(|c| !c.blocked))
+    }
+
+    fn go_direct(&mut self) {
+        self.allow_direct(0, true);
+        self.allow_direct(1, true);
+        let addr = self.sides[1].addr;
+        self.tell_candidates(0, &[addr]);
+        self.run(2 * SECOND);
+        assert_eq!(self.chosen(), [Some(Way::Direct); 2]);
+    }
+}
+
+/// Something happens to the network or to a side.
+#[derive(Debug, Clone)]
+enum Happening {
+    Block(Way, usize, bool),
+    Condition(Way, usize, u64, u64),
+    Allow(usize, bool),
+    Candidates(usize, u16),
+    Forged(usize, Way, u64),
+    Idle(bool),
+    Wait(u64),
+}
+
+fn way() -> impl Strategy<Value = Way> {
+    prop_oneof![Just(Way::Relay(1)), Just(Way::Relay(2)), Just(Way::Direct)]
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    use Happening::*;
+    prop_oneof![
+        4 => (way(), 0..2_usize, any::<bool>()).prop_map(|(w, i, b)| Block(w, i, b)),
+        2 => (way(), 0..2_usize, 1..400_u64, 0..60_u64).prop_map(|(w, i, d, l)| Condition(w, i, d, l)),
+        2 => (0..2_usize, any::<bool>()).prop_map(|(i, a)| Allow(i, a)),
+        1 => (0..2_usize, 1..6_u16).prop_map(|(i, n)| Candidates(i, n)),
+        1 => (0..2_usize, way(), any::<u64>()).prop_map(|(i, w, t)| Forged(i, w, t)),
+        1 => any::<bool>().prop_map(Idle),
+        6 => (1..6000_u64).prop_map(Wait),
+    ]
+}
+
+impl World {
+    fn happens(&mut self, what: &Happening) {
+        match *what {
+            Happening::Block(way, from, blocked) => self.block(way, from, blocked),
+            Happening::Condition(way, from, delay, loss) => {
+                let blocked = self.ways[&(way, from)].blocked;
+                let delay = Duration::from_millis(delay);
+                self.ways.insert((way, from), Condition { delay, loss, blocked });
+            }
+            Happening::Allow(side, allowed) => self.allow_direct(side, allowed),
+            Happening::Candidates(side, count) => {
+                let list: Vec<_> = (1..=count).map(nobody).collect();
+                self.tell_candidates(side, &list);
+            }
+            Happening::Forged(to, way, token) => {
+                let path = match way {
+                    Way::Relay(number) => Path::Relay(number),
+                    Way::Direct => Path::Direct(self.sides[1 - to].addr),
+                };
+                let now = self.now;
+                self.sides[to].agent.handle_probe(path, Probe::Pong { token }, now);
+                self.drain(to);
+            }
+            Happening::Idle(idle) => self.busy = !idle,
+            Happening::Wait(ms) => self.run(Duration::from_millis(ms)),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    #[test]
+    fn both_sides_come_to_use_the_same_working_path_once_the_network_is_at_rest(
+        seed in any::<u64>(),
+        happenings in prop::collection::vec(happening(), 1..40),
+        direct in prop::sample::select(vec![[false, false], [false, true], [true, false], [true, true]]),
+        relays in prop::sample::select(vec![[false, false], [false, true], [true, false]]),
+        allowed in any::<[bool; 2]>(),
+    ) {
+        let mut world = World::new(seed);
+        world.add_relay(2);
+        let addr = world.sides[1].addr;
+        world.tell_candidates(0, &[addr]);
+        for what in &happenings {
+            world.happens(what);
+        }
+        world.busy = true;
+        world.set(Way::Relay(1), Condition { blocked: relays[0], ..GOOD });
+        world.set(Way::Relay(2), Condition { blocked: relays[1], delay: 30 * MS, ..GOOD });
+        world.set(Way::Direct, GOOD);
+        for i in 0..2 {
+            world.block(Way::Direct, i, direct[i]);
+            world.allow_direct(i, allowed[i]);
+        }
+        world.run(400 * SECOND);
+        let [ours, theirs] = world.chosen();
+        prop_assert_eq!(ours, theirs);
+        let way = ours.expect("a path");
+        prop_assert!(world.works(way), "{:?} does not work", way);
+        if direct == [false, false] && allowed == [true, true] {
+            prop_assert_eq!(way, Way::Direct);
+        } else if allowed != [true, true] {
+            prop_assert_ne!(way, Way::Direct);
+        }
+        // At rest nothing changes any more.
+        let before: Vec<_> = world.sides.iter().map(|s| s.switches.len()).collect();
+        world.run(60 * SECOND);
+        let after: Vec<_> = world.sides.iter().map(|s| s.switches.len()).collect();
+        prop_assert_eq!(before, after);
+    }
+}
+
+#[test]
+fn the_sides_agree_within_seconds_after_a_path_died() {
+    for (seed, dead) in [(1, [true, true]), (2, [true, false]), (3, [false, true])] {
+        let mut world = World::new(seed);
+        world.go_direct();
+        for (i, blocked) in dead.into_iter().enumerate() {
+            world.block(Way::Direct, i, blocked);
+        }
+        world.run(3 * SECOND);
+        assert_eq!(world.chosen(), [Some(Way::Relay(1)); 2], "{dead:?}");
+        // Nor does it come back while the network stays so.
+        let switches = world.sides[0].switches.len();
+        world.run(120 * SECOND);
+        assert_eq!(world.sides[0].switches.len(), switches, "{:?}", world.sides[0].switches);
+    }
+}
+
+#[test]
+fn a_path_that_dies_again_and_again_is_tried_once_in_half_a_minute() {
+    let mut world = World::new(7);
+    world.go_direct();
+    let begin = world.now;
+    // It carries probes, and the session for a second after each return.
+    for _ in 0..3000 {
+        let on_it = world.chosen()[0] == Some(Way::Direct);
+        let since = world.sides[0].switches.last().map(|(at, ..)| *at).expect("a switch");
+        let broken = on_it && world.now > since + SECOND;
+        for i in 0..2 {
+            world.block(Way::Direct, i, broken);
+        }
+        world.run(100 * MS);
+    }
+    let mut returns: Vec<Instant> = Vec::new();
+    for (at, path, _) in &world.sides[0].switches {
+        if path.kind() == Kind::Direct && *at > begin {
+            returns.push(*at);
+        }
+    }
+    assert!(returns.len() > 3, "it is tried again: {}", returns.len());
+    for pair in returns[1..].windows(2) {
+        assert!(pair[1] - pair[0] >= 30 * SECOND, "{:?}", pair[1] - pair[0]);
+    }
+}
+
+#[test]
+fn who_never_answers_is_asked_less_and_less() {
+    let mut world = World::new(9);
+    world.allow_direct(0, true);
+    world.tell_candidates(0, &[nobody(1)]);
+    let mut pings = 0;
+    let mut by_minute = Vec::new();
+    for _ in 0..20 {
+        let before = pings;
+        for _ in 0..60 {
+            world.sides[0].pings.clear();
+            world.run(SECOND);
+            pings += world.sides[0].pings.get(&Path::Direct(nobody(1))).map_or(0, Vec::len);
+        }
+        by_minute.push(pings - before);
+    }
+    assert!(by_minute[0] >= 10, "{by_minute:?}");
+    assert!(by_minute[10..].iter().all(|n| *n <= 14), "{by_minute:?}");
+}
+
+#[test]
+fn a_dead_session_asks_less_and_less_but_notices_when_the_path_is_back() {
+    let mut world = World::new(11);
+    world.run(SECOND);
+    world.block(Way::Relay(1), 0, true);
+    world.block(Way::Relay(1), 1, true);
+    world.run(60 * SECOND);
+    world.sides[0].pings.clear();
+    world.run(SECOND);
+    let pings = world.sides[0].pings.get(&Path::Relay(1)).map_or(0, Vec::len);
+    assert!((1..=3).contains(&pings), "{pings} pings in a second");
+    world.set(Way::Relay(1), GOOD);
+    world.run(3 * SECOND);
+    assert_eq!(world.sides[0].unanswered.map(|at| world.now - at > SECOND), Some(false));
+}
+
+#[test]
+fn tokens_that_were_seen_do_not_tell_the_next_ones() {
+    // What a peer could do if the tokens were a sequence that it can run on: SplitMix64 backwards.
+    fn unmix(mut z: u64) -> u64 {
+        z ^= z >> 31 ^ z >> 62;
+        z = z.wrapping_mul(0x3196_42B2_D24D_8EC3);
+        z ^= z >> 27 ^ z >> 54;
+        z = z.wrapping_mul(0x96DE_1B17_3F11_9089);
+        z ^ z >> 30 ^ z >> 60
+    }
+    fn mix(mut z: u64) -> u64 {
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+    let mut world = World::new(12);
+    let mut tokens = Vec::new();
+    world.run(SECOND);
+    for _ in 0..4 {
+        let now = world.now;
+        world.sides[0].agent.handle_timeout(now);
+        world.now += 20 * SECOND;
+        let now = world.now;
+        world.sides[0].agent.handle_timeout(now);
+        while let Some((_, probe)) = world.sides[0].agent.poll_transmit() {
+            if let Probe::Ping { token } = probe {
+                tokens.push(token);
+            }
+        }
+    }
+    assert!(tokens.len() >= 3);
+    for pair in tokens.windows(2) {
+        assert_eq!(mix(unmix(pair[0])), pair[0], "the test's own arithmetic");
+        assert_ne!(mix(unmix(pair[0]).wrapping_add(0x9E37_79B9_7F4A_7C15)), pair[1]);
+    }
+}
+
+#[test]
+fn a_switch_onto_a_path_that_was_not_echoed_is_followed_only_after_its_echo() {
+    let mut world = World::new(13);
+    world.allow_direct(1, true);
+    world.run(SECOND);
+    let victim = Path::Direct(nobody(9));
+    let now = world.now;
+    for epoch in 1..50 {
+        world.sides[1].agent.handle_probe(victim, Probe::Use { epoch }, now);
+        world.drain(1);
+    }
+    assert_eq!(world.sides[1].agent.selected(), Some(Path::Relay(1)));
+    let _ = world.start;
+}
