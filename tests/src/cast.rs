@@ -6,14 +6,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use sluice::config::DirectPolicy;
-use sluice::roles::{
-    ConnectOptions, Identity, Money, ProvideOptions, RelayOptions, Reporter,
-};
+use sluice::roles::{ConnectOptions, Identity, Money, ProvideOptions, RelayOptions, Reporter};
 use sluice_chain::Chain;
 use sluice_ledger::Ledger;
-use sluice_proto::{
-    Amount, Keypair, PeerId, Price, RelayAddr, ServiceName, Ticket, WalletKey,
-};
+use sluice_proto::{Amount, Keypair, PeerId, Price, RelayAddr, ServiceName, Ticket, WalletKey};
 use sluice_relay::Relay;
 use sluice_tunnel::Services;
 use tempfile::TempDir;

@@ -23,7 +23,7 @@ dir = "CHAIN"
 [relay]
 price = 1_073_741_824
 starter_bytes = "0 B"
-rate_max = "10 Mbit/s"
+rate_max = "1 Gbit/s"
 
 [provide]
 price_up = 2_147_483_648

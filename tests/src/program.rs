@@ -55,7 +55,9 @@ fn newest(folder: &Path) -> SystemTime {
         let tests = ["tests", "examples"].iter().any(|t| path.ends_with(t));
         match path.extension().and_then(|e| e.to_str()) {
             _ if path.is_dir() && !tests => Some(newest(&path)),
-            Some("rs" | "toml" | "proto" | "json" | "sql") => entry.metadata().ok()?.modified().ok(),
+            Some("rs" | "toml" | "proto" | "json" | "sql") => {
+                entry.metadata().ok()?.modified().ok()
+            }
             _ => None,
         }
     });

@@ -5,26 +5,44 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use siphasher::sip::SipHasher24;
+
 use crate::{CANDIDATES_MAX, Path, Rank, usable};
 
 /// Waits between the first pings to an unproven path; the last one is repeated.
 const FIRST_PINGS_MS: [u64; 6] = [0, 20, 50, 100, 200, 400];
 /// An address that does not answer this many pings is left alone ..
 const PINGS_MAX: u32 = 14;
-/// .. for this long.
+/// .. for this long, each time twice as long ..
 const RETRY_AFTER: Duration = Duration::from_secs(4);
+/// .. up to this: whoever names a stranger's address must not trouble the stranger for long ..
+const RETRY_MAX: Duration = Duration::from_secs(64);
+/// .. and then is sent so many.
+const RETRY_PINGS: u32 = 4;
 /// A proven path is echoed this often: below the 30 s after which many NATs forget a mapping.
 const KEEP_WARM: Duration = Duration::from_secs(15);
+/// A path whose pings went unanswered for this long is no path any more.
+const STALE: Duration = KEEP_WARM.saturating_mul(2);
+/// A switch is said again with the pings on the new path, the first of them after this.
+const SAY_AGAIN: Duration = Duration::from_millis(200);
 /// A path is not left for silence shorter than this.
 const SILENCE_MIN: Duration = Duration::from_millis(250);
-/// A suspect path and its rivals are pinged again after this at the earliest.
+/// A suspect path and its rivals are pinged again after this at the earliest ..
 const SUSPECT_PING: Duration = Duration::from_millis(40);
-/// How long a direct path that died stays out, the first time ..
+/// .. later after this part of the time for which it has been suspect ..
+const SUSPECT_PART: u32 = 8;
+/// .. and after this at the latest.
+const SUSPECT_PING_MAX: Duration = Duration::from_secs(1);
+/// How long a path that died stays out, the first time ..
 const HOLD_DOWN: Duration = Duration::from_secs(2);
-/// .. and when it died again within this.
-const FLAP_SPAN: Duration = Duration::from_secs(30);
-/// Unanswered pings remembered for a path.
-const OUTSTANDING_MAX: usize = 8;
+/// .. and when it died again, so that it is tried no more often than this ..
+const FLAP_HOLD: Duration = Duration::from_secs(30);
+/// .. until it has lived for this long.
+const FLAP_SPAN: Duration = Duration::from_secs(120);
+/// Unanswered pings remembered for a path: a suspect path's are more than a second's.
+const OUTSTANDING_MAX: usize = 16;
+/// Second half of the key of tokens; the first is the seed. Any number.
+const TOKEN_KEY: u64 = 0x736C_7569_6365_2070;
 
 /// What agents say to one another, sealed by the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,9 +123,15 @@ struct State {
     proven: bool,
     rtt: Duration,
     heard: Option<Instant>,
+    echoed: Option<Instant>,
+    /// When the first ping went out that nothing was echoed after.
+    asked: Option<Instant>,
     pings: u32,
+    retry_after: Duration,
     next_ping: Option<Instant>,
     outstanding: VecDeque<(u64, Instant)>,
+    /// The other side switched to it, before it was proven to us.
+    use_epoch: Option<u64>,
     died: Option<Instant>,
     held_until: Option<Instant>,
 }
@@ -118,9 +142,13 @@ impl State {
             proven: false,
             rtt: Duration::from_secs(1),
             heard: None,
+            echoed: None,
+            asked: None,
             pings: 0,
+            retry_after: RETRY_AFTER,
             next_ping: Some(now),
             outstanding: VecDeque::new(),
+            use_epoch: None,
             died: None,
             held_until: None,
         }
@@ -131,8 +159,11 @@ impl State {
 #[derive(Debug)]
 pub struct Agent {
     controlling: bool,
-    token: u64,
+    tokens: SipHasher24,
+    pinged: u64,
     epoch: u64,
+    /// The switch that counts was ours, so the other side must hear of it.
+    announces: bool,
     direct_allowed: bool,
     paths: BTreeMap<Path, State>,
     selected: Option<Path>,
@@ -148,8 +179,10 @@ impl Agent {
     pub fn new(controlling: bool, seed: u64) -> Self {
         Self {
             controlling,
-            token: seed,
+            tokens: SipHasher24::new_with_keys(seed, TOKEN_KEY),
+            pinged: 0,
             epoch: 0,
+            announces: false,
             direct_allowed: false,
             paths: BTreeMap::new(),
             selected: None,
@@ -201,13 +234,16 @@ impl Agent {
 
     /// Allows or forbids direct paths. Forbidding one in use moves the session to a relay.
     pub fn set_direct_allowed(&mut self, allowed: bool, now: Instant) {
-        self.direct_allowed = allowed;
-        if let Some(Path::Direct(_)) = self.selected
-            && !allowed
-            && let Some(relay) = self.best(now, |p| matches!(p, Path::Relay(_)))
-        {
-            self.switch(relay, Reason::Withdrawn, false);
+        if allowed && !self.direct_allowed {
+            for (path, state) in &mut self.paths {
+                if matches!(path, Path::Direct(_)) && !state.proven {
+                    state.pings = 0;
+                    state.retry_after = RETRY_AFTER;
+                    state.next_ping = Some(now);
+                }
+            }
         }
+        self.direct_allowed = allowed;
         self.handle_timeout(now);
     }
 
@@ -216,6 +252,7 @@ impl Agent {
     pub fn handle_probe(&mut self, from: Path, probe: Probe, now: Instant) {
         if !self.paths.contains_key(&from) {
             let Path::Direct(addr) = from else { return };
+            self.make_room();
             self.add_candidates(&[addr], now);
         }
         let Some(state) = self.paths.get_mut(&from) else { return };
@@ -224,9 +261,9 @@ impl Agent {
             Probe::Ping { token } => {
                 if self.direct_allowed || matches!(from, Path::Relay(_)) {
                     self.transmits.push_back((from, Probe::Pong { token }));
-                    // What pings us can be reached: do not wait for our own schedule.
-                    if !state.proven && state.pings >= PINGS_MAX {
-                        state.pings = 0;
+                    // What pings us may be reached: do not wait for our own schedule. One ping
+                    // for a ping, since anybody's address may stand on it.
+                    if !state.proven && state.next_ping.is_some_and(|at| at > now + RETRY_AFTER) {
                         state.next_ping = Some(now);
                     }
                 }
@@ -237,7 +274,7 @@ impl Agent {
                 }
             }
             Probe::Pong { token } => self.handle_pong(from, token, now),
-            Probe::Use { epoch } => self.handle_use(from, epoch),
+            Probe::Use { epoch } => self.handle_use(from, epoch, now),
         }
         if self.selected == Some(from) {
             self.suspect = None;
@@ -258,17 +295,55 @@ impl Agent {
                 self.events.push_back(Event::Proven(addr));
             }
         }
+        state.echoed = Some(now);
+        state.asked = None;
         state.pings = 0;
+        state.retry_after = RETRY_AFTER;
         state.next_ping = Some(now + KEEP_WARM);
+        if let Some(epoch) = state.use_epoch.take() {
+            self.handle_use(from, epoch, now);
+        }
     }
 
-    fn handle_use(&mut self, from: Path, epoch: u64) {
+    /// Follows the other side, but only to where it was echoed: it may be a stranger's address.
+    fn handle_use(&mut self, from: Path, epoch: u64, now: Instant) {
         let wins = epoch > self.epoch || (epoch == self.epoch && !self.controlling);
-        if wins && (self.direct_allowed || matches!(from, Path::Relay(_))) {
-            self.epoch = epoch;
-            if self.selected != Some(from) {
-                self.select(from, Reason::Followed, false);
+        if !wins || !self.may_probe(from) {
+            return;
+        }
+        let Some(state) = self.paths.get_mut(&from) else { return };
+        if !state.proven && self.selected != Some(from) {
+            if state.use_epoch.is_none() && state.outstanding.is_empty() {
+                state.next_ping = Some(now);
             }
+            state.use_epoch = Some(epoch);
+            return;
+        }
+        self.epoch = epoch;
+        self.announces = false;
+        if self.selected == Some(from) {
+            return;
+        }
+        // The other side must have had a reason to leave a path that ranks before this one.
+        if let Some(old) = self.selected
+            && !self.rank(from, now).beats(&self.rank(old, now))
+        {
+            self.mark_dead(old, now);
+        }
+        self.select(from, Reason::Followed, false);
+    }
+
+    /// Forgets the candidate that was heard of longest ago, if there is no room for another.
+    fn make_room(&mut self) {
+        let direct = self.paths.iter().filter(|(p, _)| matches!(p, Path::Direct(_)));
+        if direct.clone().count() < CANDIDATES_MAX {
+            return;
+        }
+        let idle = direct.filter(|(p, s)| !s.proven && self.selected != Some(**p));
+        let oldest = idle.min_by_key(|(_, s)| s.heard).map(|(path, _)| *path);
+        if let Some(path @ Path::Direct(addr)) = oldest {
+            self.paths.remove(&path);
+            self.events.push_back(Event::Forgotten(addr));
         }
     }
 
@@ -285,24 +360,29 @@ impl Agent {
             return;
         }
         let began = *self.suspect.get_or_insert(now);
-        self.ping_all_suspects(now);
+        self.ping_all_suspects(began, now);
         let patience = (activity.pto * 2).max(SILENCE_MIN);
-        let Some(rival) = self.best(now, |p| p != selected) else { return };
-        let echoed = self.paths[&rival].heard.is_some_and(|heard| heard >= began);
-        if silent >= patience && echoed {
+        let echoed = |path| self.paths[&path].echoed.is_some_and(|at| at >= began);
+        let rival = self.best(now, |p| p != selected && echoed(p));
+        if let Some(rival) = rival
+            && silent >= patience
+        {
             self.mark_dead(selected, now);
-            self.switch(rival, Reason::Silent, true);
+            self.switch(rival, Reason::Silent, true, now);
         }
         self.handle_timeout(now);
     }
 
-    fn ping_all_suspects(&mut self, now: Instant) {
+    fn ping_all_suspects(&mut self, began: Instant, now: Instant) {
+        let wait = now.saturating_duration_since(began) / SUSPECT_PART;
+        let wait = wait.clamp(SUSPECT_PING, SUSPECT_PING_MAX);
         let due: Vec<Path> = self
             .paths
             .iter()
             .filter(|(path, s)| {
                 (s.proven || Some(**path) == self.selected)
-                    && s.outstanding.back().is_none_or(|(_, at)| *at + SUSPECT_PING <= now)
+                    && self.may_probe(**path)
+                    && s.outstanding.back().is_none_or(|(_, at)| *at + wait <= now)
             })
             .map(|(path, _)| *path)
             .collect();
@@ -314,7 +394,7 @@ impl Agent {
     fn mark_dead(&mut self, path: Path, now: Instant) {
         let Some(state) = self.paths.get_mut(&path) else { return };
         let again = state.died.is_some_and(|at| now.saturating_duration_since(at) < FLAP_SPAN);
-        state.held_until = Some(now + if again { FLAP_SPAN } else { HOLD_DOWN });
+        state.held_until = Some(now + if again { FLAP_HOLD } else { HOLD_DOWN });
         state.died = Some(now);
         state.proven = false;
         state.pings = 0;
@@ -327,7 +407,7 @@ impl Agent {
             self.selected = None;
             self.suspect = None;
             if let Some(next) = self.best(now, |_| true) {
-                self.switch(next, Reason::Withdrawn, true);
+                self.switch(next, Reason::Withdrawn, true, now);
             }
         }
     }
@@ -336,6 +416,7 @@ impl Agent {
     pub fn handle_timeout(&mut self, now: Instant) {
         for state in self.paths.values_mut() {
             state.held_until = state.held_until.filter(|until| *until > now);
+            state.proven &= state.asked.is_none_or(|at| at + STALE > now);
         }
         let due: Vec<Path> = self
             .paths
@@ -349,6 +430,16 @@ impl Agent {
         if self.controlling {
             self.improve(now);
         }
+        self.withdraw(now);
+    }
+
+    /// Leaves a path that is not allowed any more.
+    fn withdraw(&mut self, now: Instant) {
+        if self.selected.is_some_and(|p| !self.may_probe(p))
+            && let Some(next) = self.best(now, |_| true)
+        {
+            self.switch(next, Reason::Withdrawn, false, now);
+        }
     }
 
     const fn may_probe(&self, path: Path) -> bool {
@@ -356,39 +447,41 @@ impl Agent {
     }
 
     fn ping(&mut self, path: Path, now: Instant) {
-        // A permutation of the seed's sequence (SplitMix64): unguessable without the seed.
-        self.token = self.token.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut token = self.token;
-        token = (token ^ (token >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        token = (token ^ (token >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        token ^= token >> 31;
+        self.pinged += 1;
+        let token = self.tokens.hash(&self.pinged.to_be_bytes());
         let Some(state) = self.paths.get_mut(&path) else { return };
         if state.outstanding.len() == OUTSTANDING_MAX {
             state.outstanding.pop_front();
         }
         state.outstanding.push_back((token, now));
+        state.asked.get_or_insert(now);
         state.pings = state.pings.saturating_add(1);
         let wait = if state.proven {
             KEEP_WARM
         } else if state.pings >= PINGS_MAX {
-            state.pings = 0;
-            RETRY_AFTER
+            let wait = state.retry_after;
+            state.pings = PINGS_MAX - RETRY_PINGS;
+            state.retry_after = (wait * 2).min(RETRY_MAX);
+            wait
         } else {
             let step = FIRST_PINGS_MS.get(state.pings as usize).or(FIRST_PINGS_MS.last());
             Duration::from_millis(*step.expect("the table is not empty"))
         };
         state.next_ping = Some(now + wait);
         self.transmits.push_back((path, Probe::Ping { token }));
+        if self.announces && self.selected == Some(path) {
+            self.transmits.push_back((path, Probe::Use { epoch: self.epoch }));
+        }
     }
 
     fn improve(&mut self, now: Instant) {
         let Some(best) = self.best(now, |_| true) else { return };
         let Some(selected) = self.selected else {
-            self.switch(best, Reason::First, true);
+            self.switch(best, Reason::First, true, now);
             return;
         };
         if best != selected && self.rank(best, now).beats(&self.rank(selected, now)) {
-            self.switch(best, Reason::Better, false);
+            self.switch(best, Reason::Better, false, now);
         }
     }
 
@@ -402,20 +495,25 @@ impl Agent {
         }
     }
 
+    /// The best path that was echoed, held down ones last.
     fn best(&self, now: Instant, eligible: impl Fn(Path) -> bool) -> Option<Path> {
         self.paths
             .keys()
             .copied()
             .filter(|p| self.may_probe(*p) && eligible(*p))
+            .filter(|p| self.paths[p].proven)
             .map(|p| (self.rank(p, now), p))
-            .filter(|(rank, _)| !rank.dead)
             .min()
             .map(|(_, p)| p)
     }
 
-    fn switch(&mut self, path: Path, reason: Reason, old_dead: bool) {
+    fn switch(&mut self, path: Path, reason: Reason, old_dead: bool, now: Instant) {
         self.epoch += 1;
+        self.announces = true;
         self.select(path, reason, old_dead);
+        if let Some(state) = self.paths.get_mut(&path) {
+            state.next_ping = state.next_ping.map(|at| at.min(now + SAY_AGAIN));
+        }
         // Said three times: one loss must not leave the other side behind.
         for _ in 0..3 {
             self.transmits.push_back((path, Probe::Use { epoch: self.epoch }));

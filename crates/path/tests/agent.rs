@@ -100,11 +100,8 @@ fn a_direct_path_is_taken_by_both_once_it_was_echoed() {
     pair.run(300 * MS);
     assert_eq!(pair.tenant.selected(), Some(Path::Direct(addr(2))));
     assert_eq!(pair.provider.selected(), Some(Path::Direct(addr(1))));
-    let followed = Event::Selected {
-        path: Path::Direct(addr(1)),
-        reason: Reason::Followed,
-        old_dead: false,
-    };
+    let followed =
+        Event::Selected { path: Path::Direct(addr(1)), reason: Reason::Followed, old_dead: false };
     assert!(pair.provider_events.contains(&followed));
 }
 

@@ -41,7 +41,9 @@ pub fn run(cli: Cli) -> Result<()> {
     let runtime = start_runtime(cli.threads.unwrap_or(match cli.command {
         // The demo is three roles and a web server, all in one.
         Command::Demo(_) => 0,
-        _ => config.node.threads,
+        Command::Relay(_) | Command::Provide(_) | Command::Connect(_) | Command::Config(_) => {
+            config.node.threads
+        }
     }))?;
     let done = runtime.block_on(async {
         match cli.command {

@@ -4,6 +4,8 @@
 //! contract in an EVM. One HTTP response crosses the relay first and the direct path then, on one
 //! stream.
 
+#![expect(clippy::disallowed_methods, reason = "the name of its folder is drawn here")]
+
 mod settle;
 mod workload;
 

@@ -31,7 +31,8 @@ struct Held {
 pub(crate) fn reserve(relay: &str, count: usize) -> Result<Box<dyn Any>> {
     let (peer, addr) = relay.split_once('@').context("not <peer id>@<ip>:<port>")?;
     let (peer, addr): (PeerId, SocketAddr) = (peer.parse()?, addr.parse()?);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let (endpoint, connections, streams) = runtime.block_on(async {
         let endpoint = quinn::Endpoint::client((Ipv4Addr::UNSPECIFIED, 0).into())?;
         let (mut connections, mut streams) = (Vec::new(), Vec::new());
@@ -77,16 +78,11 @@ async fn one(
     let connection = endpoint.connect_with(config, addr, "relay")?.await?;
     let (mut send, receive) = connection.open_bi().await?;
     let mut reader = MessageReader::<Control>::new(receive);
-    let hello =
-        control::Hello { versions: vec![VERSION], features: Vec::new(), incarnation: 1 };
+    let hello = control::Hello { versions: vec![VERSION], features: Vec::new(), incarnation: 1 };
     say(&mut send, Kind::Hello(hello)).await?;
     let Kind::Welcome(_) = hear(&mut reader).await? else { bail!("no welcome") };
     say(&mut send, Kind::Reserve(control::Reserve {})).await?;
-    let offer = match hear(&mut reader).await? {
-        Kind::Offer(offer) => offer,
-        Kind::Refusal(refusal) => bail!("refused: {}", refusal.message),
-        _ => bail!("no offer"),
-    };
+    let Kind::Offer(offer) = hear(&mut reader).await? else { bail!("no offer") };
     let hash = keccak256(&offer.terms.context("no terms")?.terms);
     let accept = pay::Accept {
         terms_hash: hash.to_vec().into(),

@@ -1,5 +1,7 @@
 //! The money of one edge: opening a channel as a payer, checking one as a payee.
 
+#![expect(clippy::disallowed_methods, reason = "the salt of a channel is drawn here")]
+
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use sluice_chain::{Chain, View};

@@ -4,6 +4,9 @@
 //! terms and shows the newest voucher it holds; the tenant accepts, names the channel that pays and
 //! shows the newest voucher it ever signed; both go on from the higher one.
 
+#![expect(clippy::disallowed_methods, reason = "the id of a lease is drawn here")]
+#![expect(clippy::wildcard_enum_match_arm, reason = "out of order is refused, whatever it is")]
+
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -78,9 +81,8 @@ impl Host {
         control: &mut Control,
         now_unix_s: u64,
     ) -> Result<Agreed> {
-        let hello = match control.next_within(ANSWER).await? {
-            session::session::Kind::Hello(hello) => hello,
-            _ => bail!(Refused::new(code::PROTOCOL, "a session begins with hello")),
+        let session::session::Kind::Hello(hello) = control.next_within(ANSWER).await? else {
+            bail!(Refused::new(code::PROTOCOL, "a session begins with hello"));
         };
         if !hello.versions.contains(&VERSION) {
             let message = format!("this provider speaks version {VERSION}");
@@ -110,7 +112,7 @@ impl Host {
         check_accept(&conn.peer(), &row.terms, &accept)?;
         let channel = self.check_channel(conn, &terms, &accept).await?;
         let held = held.map(record);
-        let newest = self.take_presented(&terms, channel.as_ref(), held, &accept).await?;
+        let newest = self.take_presented(&terms, channel.as_ref(), held, &accept)?;
         let session_number = row.sessions + 1;
         let row = LeaseRow {
             channel: channel.map(|c| c.id).or(row.channel),
@@ -211,7 +213,7 @@ impl Host {
         Ok(Some(channel))
     }
 
-    async fn take_presented(
+    fn take_presented(
         &self,
         terms: &Terms,
         channel: Option<&Channel>,
