@@ -173,6 +173,12 @@ impl Process {
         Ok(accounts)
     }
 
+    /// The last that it said, for a failure's message.
+    #[must_use]
+    pub fn story(&self) -> String {
+        format!("\n  {}:{}", self.name, self.said(shown))
+    }
+
     /// Its standard output so far.
     #[must_use]
     pub fn output(&self) -> String {

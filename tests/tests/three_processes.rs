@@ -43,7 +43,9 @@ impl Three {
         let theirs = self.provider.process.accounts()?.pop().context("the provider told none")?;
         ensure!(
             (ours.up, ours.down, ours.amount) == (theirs.up, theirs.down, theirs.amount),
-            "the tenant says {ours:?}, the provider {theirs:?}"
+            "the tenant says {ours:?}, the provider {theirs:?}{}{}",
+            self.tenant.process.story(),
+            self.provider.process.story()
         );
         for process in [&self.tenant.process, &self.provider.process] {
             ensure!(process.events("lie").is_empty(), "{:?}", process.events("lie"));

@@ -452,10 +452,12 @@ impl Payee {
         due(self.till.terms(), Some(channel), counts).is_some_and(|due| due <= channel.deposit)
     }
 
-    /// Whether all that was read is paid and no voucher is on its way to the ledger.
+    /// Whether all that was read and sent is paid or known to be given up, and no voucher is on its
+    /// way to the ledger. A stream whose reader pauses keeps it unsettled.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.reading == 0 && self.till.paid().up >= self.read && !self.till.is_pending()
+        let read = self.reading == 0 && self.till.paid().up >= self.read;
+        read && self.unsettled() == 0 && !self.till.is_pending()
     }
 
     /// What this payee counts: bytes read from the payer, bytes granted towards it.
