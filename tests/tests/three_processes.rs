@@ -50,13 +50,11 @@ impl Three {
         for process in [&self.tenant.process, &self.provider.process] {
             ensure!(process.events("lie").is_empty(), "{:?}", process.events("lie"));
         }
-        if ours.down > 0 {
+        if self.lab.is_paid() {
             let (tenant, provider) = (self.lab.books("connect")?, self.lab.books("provide")?);
             ensure!(both_agree(Edge::Tenant, &tenant, &provider)? == 1);
-            if self.lab.is_paid() {
-                let relay = self.lab.books("relay")?;
-                ensure!(both_agree(Edge::Relay, &provider, &relay)? == 1);
-            }
+            let relay = self.lab.books("relay")?;
+            ensure!(both_agree(Edge::Relay, &provider, &relay)? == 1);
         }
         Ok(ours)
     }

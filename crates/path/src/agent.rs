@@ -155,12 +155,30 @@ impl State {
     }
 }
 
+/// Numbers that nobody can foretell who does not know the seed, whichever of them he has seen.
+struct Tokens {
+    key: SipHasher24,
+    drawn: u64,
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tokens({} drawn)", self.drawn)
+    }
+}
+
+impl Tokens {
+    fn draw(&mut self) -> u64 {
+        self.drawn += 1;
+        self.key.hash(&self.drawn.to_be_bytes())
+    }
+}
+
 /// Knows and chooses the paths of one session. See the crate's page for how to drive it.
 #[derive(Debug)]
 pub struct Agent {
     controlling: bool,
-    tokens: SipHasher24,
-    pinged: u64,
+    tokens: Tokens,
     epoch: u64,
     /// The switch that counts was ours, so the other side must hear of it.
     announces: bool,
@@ -179,8 +197,7 @@ impl Agent {
     pub fn new(controlling: bool, seed: u64) -> Self {
         Self {
             controlling,
-            tokens: SipHasher24::new_with_keys(seed, TOKEN_KEY),
-            pinged: 0,
+            tokens: Tokens { key: SipHasher24::new_with_keys(seed, TOKEN_KEY), drawn: 0 },
             epoch: 0,
             announces: false,
             direct_allowed: false,
@@ -307,8 +324,16 @@ impl Agent {
 
     /// Follows the other side, but only to where it was echoed: it may be a stranger's address.
     fn handle_use(&mut self, from: Path, epoch: u64, now: Instant) {
-        let wins = epoch > self.epoch || (epoch == self.epoch && !self.controlling);
-        if !wins || !self.may_probe(from) {
+        if epoch < self.epoch || (epoch == self.epoch && self.controlling) {
+            return;
+        }
+        if !self.may_probe(from) {
+            // Not there: the other side must come back to where we are.
+            if let Some(selected) = self.selected.filter(|p| self.may_probe(*p)) {
+                self.epoch = epoch.saturating_add(1);
+                self.announces = true;
+                self.announce(selected);
+            }
             return;
         }
         let Some(state) = self.paths.get_mut(&from) else { return };
@@ -433,12 +458,19 @@ impl Agent {
         self.withdraw(now);
     }
 
-    /// Leaves a path that is not allowed any more.
+    /// Leaves a path that is not allowed any more, or answers no ping any more: what arrives over
+    /// other paths may hide that it is dead.
     fn withdraw(&mut self, now: Instant) {
-        if self.selected.is_some_and(|p| !self.may_probe(p))
-            && let Some(next) = self.best(now, |_| true)
-        {
-            self.switch(next, Reason::Withdrawn, false, now);
+        let Some(selected) = self.selected else { return };
+        let asked = self.paths.get(&selected).and_then(|s| s.asked);
+        let stale = asked.is_some_and(|at| at + STALE <= now);
+        let reason = match self.may_probe(selected) {
+            true if !stale => return,
+            true => Reason::Silent,
+            false => Reason::Withdrawn,
+        };
+        if let Some(next) = self.best(now, |p| p != selected) {
+            self.switch(next, reason, stale, now);
         }
     }
 
@@ -447,8 +479,7 @@ impl Agent {
     }
 
     fn ping(&mut self, path: Path, now: Instant) {
-        self.pinged += 1;
-        let token = self.tokens.hash(&self.pinged.to_be_bytes());
+        let token = self.tokens.draw();
         let Some(state) = self.paths.get_mut(&path) else { return };
         if state.outstanding.len() == OUTSTANDING_MAX {
             state.outstanding.pop_front();
@@ -508,12 +539,17 @@ impl Agent {
     }
 
     fn switch(&mut self, path: Path, reason: Reason, old_dead: bool, now: Instant) {
-        self.epoch += 1;
+        // The other side may have named any epoch.
+        self.epoch = self.epoch.saturating_add(1);
         self.announces = true;
         self.select(path, reason, old_dead);
         if let Some(state) = self.paths.get_mut(&path) {
             state.next_ping = state.next_ping.map(|at| at.min(now + SAY_AGAIN));
         }
+        self.announce(path);
+    }
+
+    fn announce(&mut self, path: Path) {
         // Said three times: one loss must not leave the other side behind.
         for _ in 0..3 {
             self.transmits.push_back((path, Probe::Use { epoch: self.epoch }));

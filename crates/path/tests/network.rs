@@ -344,7 +344,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 8, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn both_sides_come_to_use_the_same_working_path_once_the_network_is_at_rest(
@@ -517,4 +517,24 @@ fn a_switch_onto_a_path_that_was_not_echoed_is_followed_only_after_its_echo() {
         world.drain(1);
     }
     assert_eq!(world.sides[1].agent.selected(), Some(Path::Relay(1)));
+}
+
+#[test]
+fn an_absurd_epoch_hurts_only_the_session_of_whoever_named_it() {
+    for hostile in 0..2 {
+        let mut world = World::new(14);
+        world.go_direct();
+        let (to, from) = (1 - hostile, world.sides[hostile].addr);
+        for epoch in [u64::MAX - 1, u64::MAX, 0] {
+            for path in [Path::Relay(1), Path::Direct(from)] {
+                let now = world.now;
+                world.sides[to].agent.handle_probe(path, Probe::Use { epoch }, now);
+                world.drain(to);
+                world.allow_direct(to, false);
+                world.run(SECOND);
+                world.allow_direct(to, true);
+                world.run(SECOND);
+            }
+        }
+    }
 }

@@ -113,6 +113,9 @@ impl Controller for EpochController {
         app_limited: bool,
         largest_packet_num_acked: Option<u64>,
     ) {
+        // Packets that only acknowledge are told of when sent, but never when they arrive.
+        self.in_flight = in_flight;
+        self.stale = self.stale.min(in_flight);
         self.inner.on_end_acks(now, in_flight, app_limited, largest_packet_num_acked);
     }
 

@@ -198,7 +198,7 @@ impl Node {
             config.clock.runtime(),
         )
         .map_err(address)?;
-        tokio::spawn(socket.clone().run_flusher());
+        tokio::spawn(socket.run_flusher());
         let inner = Arc::new(Inner {
             id: config.key.public().to_peer_id(),
             key: config.key,

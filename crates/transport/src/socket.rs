@@ -65,7 +65,7 @@ pub(crate) struct DataSocket {
     /// The kernel refused a send; nobody tries again before it is writable.
     blocked: AtomicBool,
     to_flush: Mutex<Vec<Arc<Peer>>>,
-    flush: Notify,
+    flush: Arc<Notify>,
     appended: AtomicU64,
     receiver: Mutex<Option<Waker>>,
 }
@@ -97,7 +97,7 @@ impl DataSocket {
             sorter: Mutex::default(),
             blocked: AtomicBool::new(false),
             to_flush: Mutex::default(),
-            flush: Notify::new(),
+            flush: Arc::default(),
             appended: AtomicU64::new(0),
             receiver: Mutex::default(),
         })
@@ -125,7 +125,7 @@ impl DataSocket {
 
     /// Sends one datagram beside quinn: a probe or a control frame. Lost if the kernel is busy.
     pub(crate) fn send_one(&self, to: SocketAddr, bytes: &[u8]) {
-        if let Err(error) = self.kernel_send(to, bytes, bytes.len(), None) {
+        if let Err((_, error)) = self.kernel_send(to, bytes, bytes.len(), None) {
             tracing::trace!(%to, %error, "datagram not sent");
         }
     }
@@ -138,16 +138,17 @@ impl DataSocket {
         self.send_one(leg.relay, &out);
     }
 
+    /// Only `WouldBlock` is an error; with it, how many bytes went before.
     fn kernel_send(
         &self,
         to: SocketAddr,
         contents: &[u8],
         segment: usize,
         ecn: Option<quinn_udp::EcnCodepoint>,
-    ) -> io::Result<()> {
+    ) -> Result<(), (usize, io::Error)> {
         let destination = if self.v6 { to_quinn(to) } else { canonical(to) };
         let per_call = segment.max(1) * self.state.max_gso_segments().max(1);
-        for part in contents.chunks(per_call) {
+        for (i, part) in contents.chunks(per_call).enumerate() {
             let transmit = Transmit {
                 destination,
                 ecn,
@@ -162,7 +163,7 @@ impl DataSocket {
                 Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.blocked.store(true, Relaxed);
-                    return Err(e);
+                    return Err((i * per_call, e));
                 }
                 // A route may be missing or a neighbour unreachable: that is silence on a path,
                 // and the session's agent deals with silence.
@@ -172,14 +173,20 @@ impl DataSocket {
         Ok(())
     }
 
-    /// Sends a session's batch. On `WouldBlock` it is kept.
+    /// Sends a session's batch. On `WouldBlock` what did not go is kept.
     fn flush_batch(&self, outgoing: &mut Outgoing) -> io::Result<()> {
         let batch = &mut outgoing.batch;
         if batch.bytes.is_empty() {
             return Ok(());
         }
         if let Some(route) = &outgoing.route {
-            self.kernel_send(route.destination(), &batch.bytes, batch.segment, batch.ecn)?;
+            let sent =
+                self.kernel_send(route.destination(), &batch.bytes, batch.segment, batch.ecn);
+            if let Err((sent, error)) = sent {
+                batch.bytes.drain(..sent);
+                batch.segments -= sent / batch.segment.max(1);
+                return Err(error);
+            }
         }
         batch.bytes.clear();
         batch.segments = 0;
@@ -272,23 +279,32 @@ impl DataSocket {
         }
     }
 
-    /// Sends batches that wait for more, once quinn had its chance to add to them.
-    pub(crate) async fn run_flusher(self: Arc<Self>) {
-        loop {
-            self.flush.notified().await;
-            for _ in 0..2 {
-                let before = self.appended.load(Relaxed);
-                tokio::task::yield_now().await;
-                if self.appended.load(Relaxed) == before {
-                    break;
-                }
+    /// Sends batches that wait for more, once quinn had its chance to add to them; until the
+    /// socket is dropped.
+    pub(crate) fn run_flusher(self: &Arc<Self>) -> impl Future<Output = ()> + Send + use<> {
+        let (flush, socket) = (self.flush.clone(), Arc::downgrade(self));
+        async move {
+            loop {
+                flush.notified().await;
+                let Some(socket) = socket.upgrade() else { return };
+                socket.flush_all().await;
             }
-            let peers = std::mem::take(&mut *self.to_flush.lock());
-            for peer in peers {
-                while self.flush_queued(&peer).is_err() {
-                    if self.io.writable().await.is_err() {
-                        break;
-                    }
+        }
+    }
+
+    async fn flush_all(&self) {
+        for _ in 0..2 {
+            let before = self.appended.load(Relaxed);
+            tokio::task::yield_now().await;
+            if self.appended.load(Relaxed) == before {
+                break;
+            }
+        }
+        let peers = std::mem::take(&mut *self.to_flush.lock());
+        for peer in peers {
+            while self.flush_queued(&peer).is_err() {
+                if self.io.writable().await.is_err() {
+                    break;
                 }
             }
         }
@@ -302,6 +318,13 @@ impl DataSocket {
     }
 }
 
+impl Drop for DataSocket {
+    fn drop(&mut self) {
+        // The flusher ends.
+        self.flush.notify_one();
+    }
+}
+
 impl AsyncUdpSocket for DataSocket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
         Box::pin(Poller { socket: self, wait: None })
@@ -310,12 +333,10 @@ impl AsyncUdpSocket for DataSocket {
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let Some(index) = fake_index(&transmit.destination) else {
             let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
-            return self.kernel_send(
-                transmit.destination,
-                transmit.contents,
-                segment,
-                transmit.ecn,
-            );
+            let to = transmit.destination;
+            return self
+                .kernel_send(to, transmit.contents, segment, transmit.ecn)
+                .map_err(|(_, error)| error);
         };
         let peer = self.tables.peers.read().get(&index).cloned();
         match peer {

@@ -83,6 +83,11 @@ pub enum Action {
         /// What it sent.
         accept: pay::Accept,
     },
+    /// A flow ended: its holder may be about to leave.
+    FlowEnded {
+        /// Who pays for it.
+        holder: PeerId,
+    },
     /// A reservation's total reached the alarm that its owner set ([`Account::set_alarm`]).
     Report {
         /// Who holds it.

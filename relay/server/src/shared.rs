@@ -162,6 +162,7 @@ impl Shared {
             Action::Offer { .. }
             | Action::Accept { .. }
             | Action::Report { .. }
+            | Action::FlowEnded { .. }
             | Action::Released { .. } => Some(action),
         }
     }
@@ -178,6 +179,8 @@ impl Shared {
                 tokio::spawn(async move { shared.accept(leg, peer, accept).await });
             }
             Action::Report { peer } => self.report(&peer),
+            // An orderly end is a moment to claim: the holder may be about to leave.
+            Action::FlowEnded { holder } => self.meter(&holder, |meter, _| meter.flush()),
             Action::Released { peer, account } => {
                 let totals = account.totals();
                 tracing::info!(

@@ -1,6 +1,9 @@
 //! Honest parties over a bad network, at random.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use proptest::prelude::*;
+use sluice_metering::StreamIndex;
 use sluice_proto::Price;
 
 use crate::support::WINDOW;
@@ -109,4 +112,27 @@ fn newcomers_are_served_beside_readers_that_pause_one_after_another() {
     let mut world = World::new(setup, &plans);
     world.run(400_000);
     world.finish();
+}
+
+/// The control: the world's checks do find a payer that counts one byte that was never sent.
+#[test]
+fn a_wrong_count_is_found_out() {
+    let setup = Setup {
+        seed: 7,
+        price: Price { up: 1 << 30, down: 1 << 30 },
+        loss_percent: 0,
+        delay_ms: 1,
+        ledger_ms: 0,
+        read_max: 100_000,
+        stream_window: WINDOW,
+    };
+    let plan =
+        Plan { down: 400_000, up: 0, pauses_at: u64::MAX, resets_at: u64::MAX, opens_at_ms: 0 };
+    for invented in [0, 1] {
+        let mut world = World::new(setup, &[plan]);
+        world.run(10_000);
+        world.payer.handle_read(StreamIndex(0), invented, world.now);
+        let finished = catch_unwind(AssertUnwindSafe(|| world.finish()));
+        assert_eq!(finished.is_ok(), invented == 0);
+    }
 }

@@ -149,10 +149,6 @@ impl World {
         self.purse.as_ref().map(|p| p.channel)
     }
 
-    pub(crate) fn window(&self) -> u64 {
-        self.terms.window
-    }
-
     /// One millisecond.
     pub(crate) fn tick(&mut self) {
         self.now += TICK;

@@ -290,6 +290,10 @@ impl Provide {
     /// Settles, then ends all sessions.
     pub async fn stop(mut self) {
         self.settle_tenants().await;
+        for live in self.shared.live.lock().iter() {
+            live.session.close(code::SHUTDOWN, "the provider is shutting down");
+        }
+        // Their flows end, and the relays claim what is left.
         self.settle_relays().await;
         self.node.shutdown().await;
         self.tasks.shutdown().await;

@@ -22,6 +22,9 @@ const LOOK: Duration = Duration::from_secs(10);
 /// An orderly end waits so long for the last voucher to be acknowledged.
 const SETTLE: Duration = Duration::from_secs(3);
 
+/// After the last flow ended, the relay's last claim is here by then.
+const LAST_CLAIM: Duration = Duration::from_millis(300);
+
 /// How a provider pays its relays.
 #[derive(Clone)]
 pub(crate) struct Holder {
@@ -303,9 +306,12 @@ impl Task {
 
     async fn settle(&mut self, reply: oneshot::Sender<bool>) {
         let deadline = self.holder.clock.now() + SETTLE;
+        let claimed_by = self.holder.clock.now()
+            + if self.holder.money.is_some() { LAST_CLAIM } else { Duration::ZERO };
         self.change(|meter, now| meter.flush(now));
         loop {
             let settled = self.persisting.is_none()
+                && self.holder.clock.now() >= claimed_by
                 && self.meter.as_ref().is_none_or(HolderMeter::is_settled);
             if settled || self.connection.is_none() {
                 let _ = reply.send(settled);

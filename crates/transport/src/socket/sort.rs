@@ -61,6 +61,10 @@ impl Sorter {
     pub(crate) fn wake_when_released(&self, waker: &Waker, socket: &DataSocket) {
         if !self.held.is_empty() {
             *socket.receiver.lock() = Some(waker.clone());
+            // It may have been released just before the waker was there.
+            if socket.tables.generation() != self.generation {
+                waker.wake_by_ref();
+            }
         }
     }
 
@@ -175,8 +179,7 @@ impl Sorter {
         let verdict = frame::peek(bytes).ok().and_then(|h| match h.kind {
             FrameType::Data => self.judge_data(socket, from, bytes, h),
             FrameType::KeepaliveAck | FrameType::Challenge => {
-                take_control(socket, from, bytes, h);
-                Some(None)
+                take_control(socket, from, bytes, h).then_some(None)
             }
             FrameType::Keepalive | FrameType::ChallengeEcho => None,
         });
@@ -310,11 +313,13 @@ fn direct_verdict(peer: &Peer, len: usize) -> (SocketAddr, usize) {
     (peer.addr, 0)
 }
 
-fn take_control(socket: &DataSocket, from: SocketAddr, bytes: &[u8], header: Header) {
+/// False: not the relay's.
+fn take_control(socket: &DataSocket, from: SocketAddr, bytes: &[u8], header: Header) -> bool {
     let leg: Option<Arc<Leg>> = socket.tables.legs.read().get(&from).cloned().flatten();
-    let Some(leg) = leg else { return };
-    if header.kind == FrameType::Challenge && leg.admit(bytes, header) {
+    let Some(leg) = leg.filter(|leg| leg.admit(bytes, header)) else { return false };
+    if header.kind == FrameType::Challenge {
         let echo = leg.control_frame(FrameType::ChallengeEcho, &bytes[HEADER_LEN..]);
         socket.send_one(from, &echo);
     }
+    true
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use quinn::{ClientConfig, Endpoint, ServerConfig, TransportConfig, VarInt};
-use sluice_metering::{Channel, Evidence, Payee, Payer, Payment, Purse, Terms, VoucherRecord};
+use sluice_metering::{Channel, Evidence, Payee, Payer, Payment, Purse, Terms};
 use sluice_proto::{
     ALPN_SESSION, Amount, ChannelId, Domain, EthAddress, Keypair, LeaseId, Price, ServiceName,
     WalletKey,

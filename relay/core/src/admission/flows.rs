@@ -255,6 +255,7 @@ impl Admission {
             }
         }
         self.provisional.retain(|_, p| p.holder_flow != flow.holder.number);
+        self.actions.push_back(super::Action::FlowEnded { holder });
         let other = if *peer == tenant { holder } else { tenant };
         Some((other, flow.other(side).number))
     }
