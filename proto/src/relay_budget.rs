@@ -117,12 +117,16 @@ impl RelayFlow {
 
     /// Sets bytes aside for up to `want` bytes of payload; how many of them may go.
     pub fn reserve(&self, want: u64) -> u64 {
-        let queued = self.budget.queued.load(Relaxed);
-        let room = self.budget.room().saturating_sub(queued);
-        let payload = want.min(room.saturating_sub(room / OVERHEAD));
-        let frames = in_frames(payload);
-        self.queued.fetch_add(frames, Relaxed);
-        self.budget.queued.fetch_add(frames, Relaxed);
+        let room = self.budget.room();
+        let mut payload = 0;
+        // In one step, or two flows could be given the same room.
+        let grow = |queued: u64| {
+            let room = room.saturating_sub(queued);
+            payload = want.min(room.saturating_sub(room / OVERHEAD));
+            Some(queued.saturating_add(in_frames(payload)))
+        };
+        let _ = self.budget.queued.fetch_update(Relaxed, Relaxed, grow);
+        self.queued.fetch_add(in_frames(payload), Relaxed);
         payload
     }
 

@@ -14,8 +14,8 @@ use crate::{IdError, ServiceName, SignatureError, Topic, sign, verify};
 
 /// What a ticket begins with.
 const PREFIX: &str = "sluice1";
-/// Longest ticket that is looked at.
-const TICKET_MAX: usize = 2048;
+/// Longest ticket that is looked at: 8 relays and 64 services of the longest names are less.
+const TICKET_MAX: usize = 5120;
 /// Most relays that are read from a ticket.
 const RELAYS_MAX: usize = 8;
 

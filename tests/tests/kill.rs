@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, ensure};
 use sluice_ledger::{Edge, StoredVoucher};
 use sluice_metering::Terms;
 use tests::{
-    Books, Curl, Downloaded, Lab, Process, Provider, RelayRole, Tenant, Web, both_agree, curl, has,
+    Curl, Downloaded, Lab, Process, Provider, RelayRole, Tenant, Web, both_agree, curl, has,
     sha256_of_content, skip,
 };
 

@@ -1,8 +1,6 @@
 //! A relay, a provider and a tenant as three processes, as a user starts them: web pages, an echo,
 //! large and many downloads, clients that go away; the same bytes at both ends, the same accounts.
 
-#![expect(clippy::disallowed_methods, reason = "the test's own deadline")]
-
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 

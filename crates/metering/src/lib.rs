@@ -20,6 +20,10 @@
 //! streams so that paused readers cannot keep it from the others. A payee that is blocked asks for
 //! a statement by repeating its claim, so an honest payer always brings the flow back.
 //!
+//! What a payer was sent and will never pay (the gaps of reset streams, what was open when a session
+//! broke) is written off, up to four windows and 5 % of what it paid; beyond that the gate closes, so
+//! that resetting and reconnecting again and again brings nobody a free ride.
+//!
 //! Everything here is sans-IO: facts go in with `handle_*`, actions come out of `poll_event`,
 //! `poll_transmit` and `poll_timeout`, to be drained after each mutation. The caller owns the
 //! ledger: on `Persist { seq, record }` it writes, then calls `handle_persisted(seq)` (payer) or

@@ -18,9 +18,14 @@ use crate::{
 };
 use lanes::Lanes;
 
-/// Of paid bytes, the part that may be lost to resets and broken sessions beyond one window:
-/// one twentieth. What goes beyond stays unpaid, and so stops the flow.
+/// Windows that may be lost on a lease to resets and broken sessions, so that an honest payer may
+/// crash now and then: each time it loses what it read and did not yet sign for.
+const LOSS_WINDOWS: u64 = 4;
+/// Beside them this part of what was paid may be lost: one twentieth. What goes beyond stays unpaid,
+/// and so stops the flow.
 const LOSS_MAX: u64 = 20;
+/// What is given of a deposit's last bytes at a time.
+const DEPOSIT_STEP: u64 = 4096;
 /// A blocked payee asks its payer for a statement after one probe timeout within these bounds, then
 /// at doubling intervals.
 const POKE_MIN: Duration = Duration::from_millis(5);
@@ -184,9 +189,10 @@ impl Payee {
             };
         }
         let (window, room) = (self.window(), self.room());
-        if !self.is_covered(direction, want) {
+        let covered = [want, want.min(DEPOSIT_STEP)];
+        let Some(want) = covered.into_iter().find(|n| self.is_covered(direction, *n)) else {
             return Err(self.block(Reason::Deposit, now));
-        }
+        };
         let (allowed, lane) = match direction {
             Direction::Up => (room, lanes::Lane::Fast),
             Direction::Down => self.lanes.allowed(stream, window, room),
@@ -309,7 +315,7 @@ impl Payee {
         let statement = crate::Statement::parse(&voucher.statement)?;
         self.lanes.check(&statement.streams)?;
         let counted = Counts { up: self.read, down: self.sent };
-        match self.till.handle_voucher(voucher, counted, now)? {
+        match self.till.handle_voucher(voucher, statement, counted, now)? {
             Taken::Repeated => {}
             Taken::Stale => self.events.push_back(PayeeEvent::Stale),
             Taken::News { seq, persist: Some(record) } => {
@@ -413,10 +419,11 @@ impl Payee {
         self.blocked = true;
     }
 
-    /// What was lost beyond what may be: one window and 5 % of what was paid.
+    /// What was lost beyond what may be: four windows and 5 % of what was paid.
     fn excess(&self) -> u64 {
         let paid = self.till.paid().total();
-        let allowed = self.till.terms().window.saturating_add(paid / LOSS_MAX);
+        let windows = self.till.terms().window.saturating_mul(LOSS_WINDOWS);
+        let allowed = windows.saturating_add(paid / LOSS_MAX);
         self.lost.saturating_add(self.lanes.gaps()).saturating_sub(allowed)
     }
 

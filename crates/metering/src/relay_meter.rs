@@ -207,7 +207,8 @@ impl RelayMeter {
     }
 
     fn handle_voucher(&mut self, voucher: &pay::Voucher, now: Instant) -> Result<(), Lie> {
-        match self.till.handle_voucher(voucher, self.counted(), now)? {
+        let statement = crate::Statement::parse(&voucher.statement)?;
+        match self.till.handle_voucher(voucher, statement, self.counted(), now)? {
             Taken::Repeated => {}
             Taken::Stale => self.events.push_back(RelayMeterEvent::Stale),
             Taken::News { seq, persist: Some(record) } => {

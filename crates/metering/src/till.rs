@@ -131,14 +131,14 @@ impl Till {
         self.pending.back().map(|p| &p.record).or(self.newest.as_ref())
     }
 
-    /// Takes a voucher that may state at most `counted`.
+    /// Takes a voucher and its statement, which may state at most `counted`.
     pub(crate) fn handle_voucher(
         &mut self,
         voucher: &pay::Voucher,
+        statement: Statement,
         counted: Counts,
         now: Instant,
     ) -> Result<Taken, Lie> {
-        let statement = Statement::parse(&voucher.statement)?;
         let (found, stated) = (statement.counts, self.stated());
         if self.is_known(keccak256(&voucher.statement)) {
             return Ok(Taken::Repeated);

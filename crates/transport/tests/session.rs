@@ -154,3 +154,36 @@ async fn a_session_survives_the_loss_of_either_ends_control_connection() {
         works(&ours, &theirs).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_shut_down_gives_its_port_back() {
+    let relay = start_relay().await;
+    let provider = Party::provider(relay_addr(&relay)).await;
+    let tenant = Party::tenant(relay_addr(&relay)).await;
+    let (ours, theirs) = session(&tenant, &provider).await;
+    let addr = tenant.addr();
+    assert!(std::net::UdpSocket::bind(addr).is_err(), "the port is in use");
+    tenant.node.shutdown().await;
+    soon("the other end hears", theirs.connection().closed()).await;
+    assert!(tenant.node.accept().await.is_none());
+    drop((tenant, ours));
+    until("the port is free", || std::net::UdpSocket::bind(addr).is_ok()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_the_other_node_forgot_is_closed_when_its_flow_is_asked_for_again() {
+    let relay = start_relay().await;
+    let (at_provider, at_tenant) =
+        (Wire::to(relay_addr(&relay)).await, Wire::to(relay_addr(&relay)).await);
+    let provider = Party::provider(at_provider.addr).await;
+    let tenant = Party::tenant(at_tenant.addr).await;
+    let (ours, theirs) = session(&tenant, &provider).await;
+    // The goodbye and all that follows is lost.
+    at_tenant.meddle(Box::new(|toward, bytes| match toward {
+        lab::Toward::Node if bytes[0] == 0x80 => Vec::new(),
+        lab::Toward::Node | lab::Toward::Relay => vec![bytes.to_vec()],
+    }));
+    theirs.close(4, "not heard");
+    let reason = soon("the end", ours.connection().closed()).await;
+    let quinn::ConnectionError::LocallyClosed = reason else { panic!("{reason}") };
+}

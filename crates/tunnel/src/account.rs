@@ -43,15 +43,13 @@ pub struct Persist {
 impl Persist {
     /// The ledger has it, and so all before it; or it failed, and nothing more may count.
     pub fn done(self, durable: bool) {
-        let Some(account) = self.account.upgrade().map(Account) else { return };
-        account.change(|meter, now| match (meter, durable) {
-            (Meter::Payer(payer), true) => payer.handle_persisted(self.seq, now),
-            (Meter::Payer(payer), false) => payer.handle_ledger_failed(),
-            (Meter::Payee(gate), true) => gate.payee_mut().handle_durable(self.seq),
-            (Meter::Payee(gate), false) => gate.payee_mut().handle_ledger_failed(),
-            (Meter::Closed(_), _) => {}
-        });
-        account.0.progress.notify_waiters();
+        let mut account = self.account.upgrade().map(Account);
+        while let Some(Account(inner)) = account {
+            let closed = Account(Arc::clone(&inner)).settle_persist(self.seq, durable);
+            inner.progress.notify_waiters();
+            // The account may have gone on in another session meanwhile.
+            account = closed.then(|| inner.successor.lock().upgrade().map(Account)).flatten();
+        }
     }
 }
 
@@ -96,6 +94,8 @@ struct Inner {
     /// Something was acknowledged or became durable.
     progress: Notify,
     sleeping_until: Mutex<Option<Instant>>,
+    /// The account of the lease's next session; set when the meter is closed.
+    successor: Mutex<Weak<Self>>,
     stalled: Mutex<Option<Reason>>,
     lies: AtomicU64,
     delivered: AtomicU64,
@@ -132,8 +132,8 @@ impl Account {
     }
 
     /// The provider's account of the same lease's next session, numbered `session`. What was lost
-    /// with this one is remembered: a tenant that comes back again and again gets no second window
-    /// for nothing. `presented` is the tenant's voucher if it was higher and is durable. `None` at a
+    /// with this one is remembered: a tenant that comes back again and again does not get a window
+    /// for nothing each time. `presented` is the tenant's voucher if it was higher and is durable. `None` at a
     /// tenant, or when this was called before.
     #[must_use]
     pub fn next_session(
@@ -149,14 +149,30 @@ impl Account {
             return None;
         }
         let mut next = std::mem::replace(&mut *meter, Meter::Closed(snapshot));
-        drop(meter);
-        self.0.writable.notify_waiters();
         if let Meter::Payee(gate) = &mut next {
             gate.set_relay(None);
             gate.payee_mut().begin_session(session, presented);
         }
         let delivered = self.0.delivered.load(Relaxed);
-        Some(Self::start(next, connection, options, delivered))
+        let next = Self::start(next, connection, options, delivered);
+        *self.0.successor.lock() = Arc::downgrade(&next.0);
+        drop(meter);
+        self.0.writable.notify_waiters();
+        Some(next)
+    }
+
+    /// The ledger answered; whether this account is closed and another must hear it.
+    fn settle_persist(&self, seq: u64, durable: bool) -> bool {
+        self.change(|meter, now| {
+            match (meter, durable) {
+                (Meter::Payer(payer), true) => payer.handle_persisted(seq, now),
+                (Meter::Payer(payer), false) => payer.handle_ledger_failed(),
+                (Meter::Payee(gate), true) => gate.payee_mut().handle_durable(seq),
+                (Meter::Payee(gate), false) => gate.payee_mut().handle_ledger_failed(),
+                (Meter::Closed(_), _) => return true,
+            }
+            false
+        })
     }
 
     fn start(
@@ -174,6 +190,7 @@ impl Account {
             task: Notify::new(),
             progress: Notify::new(),
             sleeping_until: Mutex::default(),
+            successor: Mutex::default(),
             stalled: Mutex::default(),
             lies: AtomicU64::new(0),
             delivered: AtomicU64::new(delivered),

@@ -43,6 +43,11 @@ fn plan() -> impl Strategy<Value = Plan> {
     })
 }
 
+/// Crashes lose enough: with resets beside them an honest payer may meet the bound on losses.
+fn plan_without_resets() -> impl Strategy<Value = Plan> {
+    plan().prop_map(|plan| Plan { resets_at: u64::MAX, ..plan })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
@@ -59,7 +64,7 @@ proptest! {
     #[test]
     fn accounts_go_on_after_either_side_crashes(
         setup in setup(),
-        plans in prop::collection::vec(plan(), 1..5),
+        plans in prop::collection::vec(plan_without_resets(), 1..5),
         crashes in prop::collection::vec((1u32..600, any::<bool>(), any::<bool>()), 1..4),
     ) {
         let mut world = World::new(setup, &plans);

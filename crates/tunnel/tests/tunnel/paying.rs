@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use sluice_metering::Reason;
+use sluice_metering::{Reason, RelayBudget, RelayFlow};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
@@ -41,18 +41,19 @@ async fn a_tenant_that_never_pays_gets_at_most_one_window() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn coming_back_again_and_again_brings_no_second_window_each_time() {
+async fn coming_back_again_and_again_brings_no_new_window_each_time() {
     let setup = Setup { tenant_never_pays: true, stream_window: 4 << 20, ..Setup::default() };
     let mut rig = Rig::new(setup, &[("file", source(64 << 20).await)]).await;
     let mut got = 0;
-    for session in 2..8 {
+    for session in 2..14 {
         let mut tcp = rig.dial("file").await;
         got += read_until_stalled(&rig, &mut tcp).await;
         rig.tenant.connection.close(0u32.into(), b"");
         rig.provider.connection.closed().await;
         rig.reconnect_unpaying(session).await;
     }
-    assert!(got <= 2 * WINDOW, "{got} bytes for nothing");
+    // Four windows may be lost on a lease, and one is never paid.
+    assert!(got <= 5 * WINDOW, "{got} bytes for nothing");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -128,4 +129,27 @@ async fn an_exhausted_deposit_is_said_and_a_top_up_lets_the_flow_go_on() {
     rig.settle().await;
     let _ = rig.tenant_owner.exhausted.try_recv();
     assert!(rig.provider_owner.lies.try_recv().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_relays_window_withholds_goes_on_when_it_is_raised() {
+    let rig = Rig::new(Setup::default(), &[("file", source(1 << 20).await)]).await;
+    let budget = RelayBudget::new(100_000);
+    let flow = RelayFlow::new(budget.clone());
+    rig.provider.account.set_relay(Some(flow.clone()));
+    let mut tcp = rig.dial("file").await;
+    // No frame is counted here: all that the gate lets pass stays queued for the relay.
+    let mut first = vec![0; 65_536];
+    tcp.read_exact(&mut first).await.expect("read");
+    while rig.provider.account.snapshot().stalled != Some(Reason::Relay) {
+        tokio::task::yield_now().await;
+    }
+    assert!(rig.provider.account.snapshot().counted.down <= 100_000);
+    budget.set_limit(u64::MAX);
+    rig.provider.account.wake();
+    let mut rest = Vec::new();
+    tcp.read_to_end(&mut rest).await.expect("read");
+    assert_eq!(first.len() + rest.len(), 1 << 20);
+    drop(tcp);
+    rig.settle().await;
 }

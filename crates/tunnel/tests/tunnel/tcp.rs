@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 
 use sha2::{Digest, Sha256};
+use sluice_proto::wire::code;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -257,4 +258,37 @@ async fn fifty_connections_at_once_each_get_their_own_bytes() {
     rig.settle().await;
     let billed = rig.provider.account.snapshot().paid;
     assert_eq!((billed.up, billed.down), (50 * 200_000, 50 * 200_000));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_speaks_first_is_heard_at_once() {
+    let (addr, mut accepted) = manual().await;
+    let rig = Rig::new(Setup::default(), &[("manual", addr)]).await;
+    let mut tcp = rig.dial("manual").await;
+    let mut service = accepted.recv().await.expect("a connection");
+    service.write_all(b"220 ready").await.expect("written");
+    let mut greeting = [0; 9];
+    tcp.read_exact(&mut greeting).await.expect("read");
+    assert_eq!(&greeting, b"220 ready");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_does_not_begin_with_a_service_is_reset_and_the_session_lives() {
+    let rig = Rig::new(Setup::default(), &[("echo", echo().await)]).await;
+    let long = [&[0xff, 0xff][..], &[0; 100]].concat();
+    for (junk, expected) in [
+        (&b"\x00\x04junk"[..], code::PROTOCOL),
+        (&long, code::PROTOCOL),
+        (b"\x00\x02\x0a\x00", code::NO_SUCH_SERVICE),
+        (b"\x00\x0b\x0a\x09127.0.0.1", code::NO_SUCH_SERVICE),
+    ] {
+        let (mut send, mut recv) = rig.tenant.connection.open_bi().await.expect("open");
+        send.write_all(junk).await.expect("written");
+        let error = recv.read_to_end(100).await.expect_err("reset");
+        let reset = quinn::ReadToEndError::Read(quinn::ReadError::Reset(expected.into()));
+        assert_eq!(error, reset, "{junk:?}");
+    }
+    let mut tcp = rig.dial("echo").await;
+    tcp.write_all(b"alive").await.expect("written");
+    tcp.read_exact(&mut [0; 5]).await.expect("read");
 }
