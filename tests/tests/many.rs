@@ -48,7 +48,8 @@ async fn live(
     for round in 0..3 {
         let downloads = [0, 1].map(|i| download(*port, n * 100 + round * 10 + i));
         let [a, b] = downloads;
-        let (a, b) = tokio::try_join!(a, b).with_context(|| format!("tenant {n}"))?;
+        let both = tokio::time::timeout(PATIENCE, async { tokio::try_join!(a, b) }).await;
+        let (a, b) = both.context("a download stalls")?.with_context(|| format!("tenant {n}"))?;
         got += a + b;
     }
     connect.stop().await;

@@ -33,7 +33,7 @@ use crate::roles::{
 };
 use crate::state::State;
 use settle::Settled;
-use workload::{Content, Downloaded};
+use workload::{Content, Downloaded, Hold};
 
 /// What the tenant pays per GiB to the provider, and the provider to the relay, in millionths of a
 /// token.
@@ -85,7 +85,8 @@ pub async fn run(options: DemoOptions) -> Result<Bill> {
     let cast = Cast::new(&folder.0, &chain).await?;
     say.line(&format!("Chain       {} (id {})", chain.kind(), chain.domain().chain_id));
     let mut tasks = JoinSet::new();
-    let web = workload::serve(content, &mut tasks).await?;
+    let hold = Hold::at(total / 2);
+    let web = workload::serve(content, hold.clone(), &mut tasks).await?;
     say.line(&format!("Workload    a web server at {web}, \"at home\""));
     let relay = cast.start_relay().await?;
     let relay_addr = RelayAddr { peer: relay.peer(), addr: relay.local_addr() };
@@ -95,7 +96,7 @@ pub async fn run(options: DemoOptions) -> Result<Bill> {
     let connect = cast.start_tenant(provide.ticket()).await?;
     let local = connect.local().first().context("no local port")?.0;
     say.line(&format!("Tenant      http://{local}/file leads there now\n"));
-    let fetched = fetch(&connect, &provide, &relay, local, total, &say).await?;
+    let fetched = fetch(&connect, &provide, &relay, local, (total, &hold), &say).await?;
     ensure!(fetched.file_bytes == total, "{} of {total} bytes came", fetched.file_bytes);
     let settled = settle::settle(&cast, connect, provide, relay).await?;
     tasks.shutdown().await;
@@ -310,13 +311,14 @@ struct Change {
     forwarded: u64,
 }
 
-/// Downloads the file: half of it through the relay, the rest directly.
+/// Downloads the file: half of it through the relay, the rest directly. In the middle the server
+/// waits until the path has changed, so that what it sends then crosses the new one.
 async fn fetch(
     connect: &Connect,
     provide: &Provide,
     relay: &Relay,
     local: SocketAddr,
-    total: u64,
+    (total, hold): (u64, &Hold),
     say: &Narrator,
 ) -> Result<Fetched> {
     let bar = say.bar(total);
@@ -325,7 +327,7 @@ async fn fetch(
     let start = Change { bytes: 0, at: clock.now(), forwarded: relay.stats().forwarded() };
     let mut download = std::pin::pin!(workload::download(local, seen.clone()));
     let mut changed: Option<Change> = None;
-    let mut allowed: Option<Instant> = None;
+    let mut half: Option<Change> = None;
     let downloaded = loop {
         tokio::select! {
             biased;
@@ -334,18 +336,20 @@ async fn fetch(
         }
         let bytes = seen.load(Relaxed);
         show(&bar, connect, provide, bytes);
-        if allowed.is_none() && bytes >= total / 2 {
+        if half.is_none() && bytes >= total / 2 {
             connect.allow_direct(true);
-            allowed = Some(clock.now());
+            let forwarded = relay.stats().forwarded();
+            half = Some(Change { bytes, at: clock.now(), forwarded });
         }
-        if let (Some(since), None) = (allowed, changed) {
+        if let (Some(half), None) = (half, changed) {
             if connect.is_relayed() == Some(false) && provide.is_direct() {
                 // What was on its way when the sides switched arrives first.
                 clock.sleep(IN_FLIGHT).await;
                 let bytes = seen.load(Relaxed);
                 changed =
                     Some(Change { bytes, at: clock.now(), forwarded: relay.stats().forwarded() });
-            } else if clock.now() - since > DIRECT_WITHIN {
+                hold.release();
+            } else if clock.now() - half.at > DIRECT_WITHIN {
                 bail!("no direct path was found on this machine");
             }
         }
@@ -357,7 +361,9 @@ async fn fetch(
     say.line("");
     let change = changed.context("the download ended before the path changed")?;
     check_relay(start, change, end)?;
-    let paths = vec![part(PathKind::Relayed, start, change), part(PathKind::Direct, change, end)];
+    // The server waited for the path to change: that is nobody's rate.
+    let half = half.map_or(change, |half| Change { at: half.at, ..change });
+    let paths = vec![part(PathKind::Relayed, start, half), part(PathKind::Direct, change, end)];
     let Downloaded { file_bytes, sha256 } = downloaded;
     Ok(Fetched { bytes: end.bytes, file_bytes, sha256, paths })
 }

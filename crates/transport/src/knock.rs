@@ -26,6 +26,8 @@ const PROBE_HEADER: usize = 17;
 const TAG: usize = 16;
 /// Plaintext bytes that every probe is padded to, so that none is larger than another.
 const PROBE_BODY: usize = 32;
+/// Bytes of a probe.
+pub(crate) const PROBE_LEN: usize = PROBE_HEADER + PROBE_BODY + TAG;
 /// Initiators whose newest timestamp is remembered; the oldest is forgotten beyond.
 const INITIATORS_MAX: usize = 10_000;
 
@@ -281,7 +283,7 @@ impl ProbeSeal {
         body.insert(0, len);
         body.resize(PROBE_BODY, 0);
         let nonce = self.next.fetch_add(1, Relaxed);
-        let mut out = vec![0; PROBE_HEADER + PROBE_BODY + TAG];
+        let mut out = vec![0; PROBE_LEN];
         out[0] = frame::PROBE;
         out[1..9].copy_from_slice(&self.session.to_be_bytes());
         out[9..17].copy_from_slice(&nonce.to_be_bytes());
@@ -292,7 +294,7 @@ impl ProbeSeal {
     /// `None`: forged, replayed, or not a probe.
     pub(crate) fn open(&self, bytes: &[u8]) -> Option<Probe> {
         let nonce = u64::from_be_bytes(bytes.get(9..17)?.try_into().ok()?);
-        if bytes.len() != PROBE_HEADER + PROBE_BODY + TAG || nonce > frame::COUNTER_MAX {
+        if bytes.len() != PROBE_LEN || nonce > frame::COUNTER_MAX {
             return None;
         }
         let mut body = [0; PROBE_BODY + TAG];

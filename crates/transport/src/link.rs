@@ -169,7 +169,10 @@ impl RelayLink {
     }
 
     pub(crate) fn tell(&self, event: LinkEvent) {
-        if let Some(events) = &self.0.flow_events {
+        let Some(events) = &self.0.flow_events else { return };
+        // Counts grow, so a later one says the same; they must not keep flows from being told of.
+        let repeats = matches!(event, LinkEvent::Delivered { .. });
+        if !repeats || events.capacity() > events.max_capacity() / 2 {
             let _ = events.try_send(event);
         }
     }
@@ -212,11 +215,16 @@ impl RelayLink {
         let _ = self.0.commands.try_send(LinkCommand::Send(Box::new(kind)));
     }
 
-    pub(crate) async fn knock(&self, to: PeerId, sealed: Bytes) -> Result<OpenedFlow, KnockError> {
+    /// Sends a knock. Knocks arrive in the order in which this was called.
+    pub(crate) async fn knock(
+        &self,
+        to: PeerId,
+        sealed: Bytes,
+    ) -> Result<oneshot::Receiver<Result<OpenedFlow, KnockError>>, KnockError> {
         let (reply, answer) = oneshot::channel();
         let command = LinkCommand::Knock { to, sealed, reply };
         self.0.commands.send(command).await.map_err(|_| KnockError::Down)?;
-        answer.await.map_err(|_| KnockError::Down)?
+        Ok(answer)
     }
 }
 
@@ -275,8 +283,13 @@ async fn run(mut task: Task) {
         task.node.tables.legs.write().entry(task.relay.addr).or_insert(None);
         let reason = match task.connect().await {
             Ok(up) => {
-                backoff = BACKOFF_MIN;
-                task.serve(up).await
+                let began = task.node.clock.now();
+                let reason = task.serve(up).await;
+                // A relay that refuses at once is not to be pressed.
+                if task.node.clock.now() > began + BACKOFF_MAX {
+                    backoff = BACKOFF_MIN;
+                }
+                reason
             }
             Err(reason) => reason,
         };
@@ -300,6 +313,18 @@ struct Up {
     send: quinn::SendStream,
     reader: MessageReader<control::Control>,
     leg: Arc<Leg>,
+    /// The owner decides on an offer.
+    agreeing: Option<oneshot::Receiver<Agreement>>,
+}
+
+type Agreement = Result<pay::Accept, pay::Refusal>;
+
+/// What the owner decided; `None` if it is gone. Waits for ever if nothing is to be decided.
+async fn agreement(agreeing: &mut Option<oneshot::Receiver<Agreement>>) -> Option<Agreement> {
+    match agreeing {
+        Some(answer) => answer.await.ok(),
+        None => std::future::pending().await,
+    }
 }
 
 impl Task {
@@ -398,7 +423,7 @@ impl Task {
             shared.state.send_replace(LinkState::Up(self.generation));
         }
         self.emit(LinkEvent::Up { connection: connection.clone(), observed }).await;
-        Up { connection, send, reader, leg }
+        Up { connection, send, reader, leg, agreeing: None }
     }
 
     async fn serve(&mut self, mut up: Up) -> String {
@@ -418,6 +443,7 @@ impl Task {
                         Err("closed".to_owned())
                     }
                 },
+                answer = agreement(&mut up.agreeing) => self.agreed(&mut up, answer).await,
                 lost = up.connection.closed() => Err(lost.to_string()),
             };
             if let Err(reason) = result {
@@ -500,7 +526,7 @@ impl Task {
             Kind::Drain(m) => {
                 self.emit(LinkEvent::Draining(Duration::from_millis(m.within_ms.into()))).await;
             }
-            Kind::Offer(offer) => self.take_offer(up, offer).await?,
+            Kind::Offer(offer) => self.take_offer(up, offer).await,
             Kind::Reserved(m) => {
                 if let Some(shared) = self.link.upgrade() {
                     shared.state.send_replace(LinkState::Reserved(self.generation));
@@ -526,18 +552,20 @@ impl Task {
         Ok(())
     }
 
-    async fn take_offer(
-        &mut self,
-        up: &mut Up,
-        offer: control::ReserveOffer,
-    ) -> Result<(), String> {
+    /// The owner may take long, for it may have to open a channel: all else goes on meanwhile.
+    async fn take_offer(&mut self, up: &mut Up, offer: control::ReserveOffer) {
         let (reply, answer) = oneshot::channel();
         let connection = up.connection.clone();
         self.emit(LinkEvent::Offer { offer, connection, reply }).await;
-        let kind = match answer.await {
-            Ok(Ok(accept)) => Kind::Accept(accept),
-            Ok(Err(refusal)) => Kind::Refusal(refusal),
-            Err(_) => return Ok(()),
+        up.agreeing = Some(answer);
+    }
+
+    async fn agreed(&self, up: &mut Up, answer: Option<Agreement>) -> Result<(), String> {
+        up.agreeing = None;
+        let kind = match answer {
+            Some(Ok(accept)) => Kind::Accept(accept),
+            Some(Err(refusal)) => Kind::Refusal(refusal),
+            None => return Ok(()),
         };
         self.write(up, kind).await
     }

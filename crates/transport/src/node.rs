@@ -28,6 +28,10 @@ use crate::{Clock, TlsError, tls};
 const EXPECTED_MAX: usize = 1024;
 /// A session must begin within this after its knock was answered.
 const EXPECTED_FOR: Duration = Duration::from_secs(15);
+/// Bytes kept of a session that was not accepted yet: its first flight, with room ..
+const INCOMING_BUFFER: u64 = 64 << 10;
+/// .. and of all of them.
+const INCOMING_BUFFERS: u64 = 8 << 20;
 /// An attempt to connect is given up after this.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes of sessions that run at the same time.
@@ -157,6 +161,7 @@ pub(crate) struct Inner {
     idle_timeout: Duration,
     door: Mutex<Door>,
     timestamps: Timestamps,
+    knocking: tokio::sync::Mutex<()>,
     expected: Mutex<HashMap<u64, Expected>>,
     /// Static keys of the initiators of sessions, by the number in their probes.
     initiators: Mutex<HashMap<u64, [u8; 32]>>,
@@ -187,13 +192,18 @@ impl Node {
         let socket = DataSocket::bind(config.bind, tables.clone(), config.clock.clone());
         let socket = Arc::new(socket.map_err(address)?);
         let server_crypto = tls::server_config(&config.key, sluice_proto::ALPN_SESSION)?;
+        let mut server_config = quinn::ServerConfig::with_crypto(server_crypto.clone());
+        server_config
+            .max_incoming(EXPECTED_MAX)
+            .incoming_buffer_size(INCOMING_BUFFER)
+            .incoming_buffer_size_total(INCOMING_BUFFERS);
         let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &config.reset_key);
         let mut endpoint_config = quinn::EndpointConfig::new(Arc::new(reset_key));
         // The first byte must tell frames and QUIC apart (RFC 9287 would clear the fixed bit).
         endpoint_config.grease_quic_bit(false);
         let endpoint = quinn::Endpoint::new_with_abstract_socket(
             endpoint_config,
-            Some(quinn::ServerConfig::with_crypto(server_crypto.clone())),
+            Some(server_config),
             socket.clone(),
             config.clock.runtime(),
         )
@@ -214,6 +224,7 @@ impl Node {
             idle_timeout: config.idle_timeout,
             door: Mutex::default(),
             timestamps: Timestamps::default(),
+            knocking: tokio::sync::Mutex::default(),
             expected: Mutex::default(),
             initiators: Mutex::default(),
             links: Mutex::default(),
@@ -251,8 +262,14 @@ impl Node {
 
     /// Keeps a link to a relay. With `events` it reserves (a provider), and the receiver's owner
     /// decides on offers; without, it only opens flows (a tenant).
+    ///
+    /// One that only opens flows is shared with a link to the same relay that there is already.
     #[must_use]
     pub fn link(&self, relay: RelayAddr, events: Option<mpsc::Sender<LinkEvent>>) -> RelayLink {
+        let shared = self.inner.links().into_iter().find(|l| l.relay() == relay);
+        if let Some(shared) = shared.filter(|_| events.is_none()) {
+            return shared;
+        }
         let link = link::start(self.inner.clone(), relay, events);
         let mut links = self.inner.links.lock();
         links.retain(|l| l.strong_count() > 0);
@@ -446,6 +463,8 @@ impl Inner {
         target: &Target,
         resume: bool,
     ) -> Result<Knocked, ConnectError> {
+        // Whoever drew the earlier timestamp knocks first, or would seem to be a replay.
+        let turn = self.knocking.lock().await;
         let knock = rendezvous::Knock {
             version: VERSION,
             peer: self.id.to_bytes().into(),
@@ -460,10 +479,13 @@ impl Inner {
             Knocking::begin(&self.noise, &target.id, &target.noise_key, &knock)
                 .map_err(|e| ConnectError::Failed(e.to_string()))?;
         let relay = link.relay();
-        let opened = link.knock(target.id, sealed).await.map_err(|e| match e {
+        let refused = |e| match e {
             KnockError::Down => ConnectError::Relay { relay, reason: e.to_string() },
             KnockError::Refused { message, .. } => ConnectError::NotThere { relay, message },
-        })?;
+        };
+        let opening = link.knock(target.id, sealed).await.map_err(refused)?;
+        drop(turn);
+        let opened = opening.await.unwrap_or(Err(KnockError::Down)).map_err(refused)?;
         Ok(Knocked { flow: opened.flow, leg: opened.leg, answer: opened.answer, knocking })
     }
 

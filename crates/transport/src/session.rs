@@ -312,6 +312,12 @@ impl Driver {
         // closing state lasts for three probe timeouts (RFC 9000, 10.2).
         self.node.clock.sleep(self.pto() * 3).await;
         self.drop_relays(self.node.clock.now());
+        inputs.commands.close();
+        while let Ok(command) = inputs.commands.try_recv() {
+            if let Command::Relayed(late) = command {
+                late.close();
+            }
+        }
         self.node.socket.set_route(&self.peer, None);
         self.node.forget_session(&self.peer);
     }

@@ -187,3 +187,40 @@ async fn a_session_that_the_other_node_forgot_is_closed_when_its_flow_is_asked_f
     let reason = soon("the end", ours.connection().closed()).await;
     let quinn::ConnectionError::LocallyClosed = reason else { panic!("{reason}") };
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_that_are_opened_at_the_same_time_all_come_to_be() {
+    let relay = start_relay().await;
+    let provider = Party::provider(relay_addr(&relay)).await;
+    let tenant = Party::tenant(relay_addr(&relay)).await;
+    for _ in 0..10 {
+        let all = (0..6).map(|_| {
+            let (node, link, ticket) =
+                (tenant.node.clone(), tenant.link.clone(), provider.ticket());
+            tokio::spawn(async move { node.connect(&ticket, &link).await })
+        });
+        let mut sessions = Vec::new();
+        for connecting in all.collect::<Vec<_>>() {
+            sessions.push(soon("a session", connecting).await.expect("no panic").expect("open"));
+            soon("its other end", provider.node.accept()).await.expect("a session");
+        }
+        for session in sessions {
+            session.close(0, "");
+        }
+        until("no flow stands", || relay.stats().flows.is_empty()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_to_a_relay_that_there_is_already_is_shared() {
+    let relay = start_relay().await;
+    let provider = Party::provider(relay_addr(&relay)).await;
+    let tenant = Party::tenant(relay_addr(&relay)).await;
+    let (ours, theirs) = session(&tenant, &provider).await;
+    for node in [&tenant.node, &provider.node] {
+        let again = node.link(relay_addr(&relay), None);
+        soon("the link", again.ready()).await.expect("up");
+    }
+    works(&ours, &theirs).await;
+    assert_eq!(relay.stats().legs, 2);
+}

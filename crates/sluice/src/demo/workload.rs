@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::task::{Context as TaskContext, Poll};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::task::{Context as TaskContext, Poll, Waker};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -37,7 +38,7 @@ impl Content {
         let mut body = self.open()?;
         let mut hasher = Sha256::new();
         let mut len = 0;
-        while let Some(chunk) = body.read()? {
+        while let Some(chunk) = body.read(u64::MAX)? {
             hasher.update(&chunk);
             len += chunk.len() as u64;
         }
@@ -47,16 +48,47 @@ impl Content {
     fn open(&self) -> Result<ContentBody> {
         match self {
             Self::Made(len) => {
-                Ok(ContentBody { left: *len, source: Source::Made(0x5EED_0F5A_1D1C_E000) })
+                let source = Source::Made(0x5EED_0F5A_1D1C_E000);
+                Ok(ContentBody { len: *len, left: *len, source, hold: None })
             }
             Self::File(path) => {
                 let context = || format!("failed to read {}", path.display());
                 let file = std::fs::File::open(path.as_path()).with_context(context)?;
                 let meta = file.metadata().with_context(context)?;
                 ensure!(meta.is_file(), "{} is not a file", path.display());
-                Ok(ContentBody { left: meta.len(), source: Source::File(file) })
+                let (len, source) = (meta.len(), Source::File(file));
+                Ok(ContentBody { len, left: len, source, hold: None })
             }
         }
+    }
+}
+
+/// Holds the server back in the middle of its answer until it is released: what comes after crosses
+/// another path.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    at: u64,
+    open: AtomicBool,
+    waiting: Mutex<Option<Waker>>,
+}
+
+impl Hold {
+    /// Before byte number `at`.
+    pub(crate) fn at(at: u64) -> Arc<Self> {
+        Arc::new(Self { at, open: AtomicBool::new(false), waiting: Mutex::default() })
+    }
+
+    pub(crate) fn release(&self) {
+        self.open.store(true, Relaxed);
+        if let Some(waker) = self.waiting.lock().take() {
+            waker.wake();
+        }
+    }
+
+    /// How many bytes may go after `served`; none: the waker is kept.
+    fn room(&self, served: u64, waker: &Waker) -> u64 {
+        *self.waiting.lock() = Some(waker.clone());
+        if self.open.load(Relaxed) { u64::MAX } else { self.at.saturating_sub(served) }
     }
 }
 
@@ -66,17 +98,19 @@ enum Source {
 }
 
 struct ContentBody {
+    len: u64,
     left: u64,
     source: Source,
+    hold: Option<Arc<Hold>>,
 }
 
 impl ContentBody {
-    fn read(&mut self) -> std::io::Result<Option<Bytes>> {
+    fn read(&mut self, room: u64) -> std::io::Result<Option<Bytes>> {
         use std::io::Read;
         if self.left == 0 {
             return Ok(None);
         }
-        let want = usize::try_from(self.left).unwrap_or(CHUNK).min(CHUNK);
+        let want = usize::try_from(self.left.min(room)).unwrap_or(CHUNK).min(CHUNK);
         let mut chunk = vec![0; want.next_multiple_of(8)];
         match &mut self.source {
             Source::Made(state) => {
@@ -109,9 +143,14 @@ impl Body for ContentBody {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut TaskContext<'_>,
+        cx: &mut TaskContext<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
-        Poll::Ready(self.read().transpose().map(|chunk| chunk.map(Frame::data)))
+        let served = self.len - self.left;
+        let room = self.hold.as_ref().map_or(u64::MAX, |hold| hold.room(served, cx.waker()));
+        if room == 0 {
+            return Poll::Pending;
+        }
+        Poll::Ready(self.read(room).transpose().map(|chunk| chunk.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -124,16 +163,21 @@ impl Body for ContentBody {
 }
 
 /// A web server on loopback; it ends with the set that it runs in.
-pub(crate) async fn serve(content: Content, tasks: &mut JoinSet<()>) -> Result<SocketAddr> {
+pub(crate) async fn serve(
+    content: Content,
+    hold: Arc<Hold>,
+    tasks: &mut JoinSet<()>,
+) -> Result<SocketAddr> {
     let listener =
         TcpListener::bind(("127.0.0.1", 0)).await.context("failed to start the web server")?;
     let addr = listener.local_addr()?;
     tasks.spawn(async move {
         let mut connections = JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
-            let content = content.clone();
+            let (content, hold) = (content.clone(), hold.clone());
             connections.spawn(async move {
-                let service = service_fn(move |request| answer(content.clone(), request));
+                let service =
+                    service_fn(move |request| answer(content.clone(), hold.clone(), request));
                 let served = hyper::server::conn::http1::Builder::new()
                     .serve_connection(TokioIo::new(stream), service);
                 if let Err(error) = served.await {
@@ -148,14 +192,19 @@ pub(crate) async fn serve(content: Content, tasks: &mut JoinSet<()>) -> Result<S
 type Answer = Response<http_body_util::Either<ContentBody, Empty<Bytes>>>;
 
 #[expect(clippy::unused_async, reason = "hyper asks for a future")]
-async fn answer(content: Content, request: Request<hyper::body::Incoming>) -> Result<Answer> {
+async fn answer(
+    content: Content,
+    hold: Arc<Hold>,
+    request: Request<hyper::body::Incoming>,
+) -> Result<Answer> {
     use http_body_util::Either;
     if request.method() != Method::GET || request.uri().path() != "/file" {
         let mut missing = Response::new(Either::Right(Empty::new()));
         *missing.status_mut() = StatusCode::NOT_FOUND;
         return Ok(missing);
     }
-    Ok(Response::new(Either::Left(content.open()?)))
+    let body = ContentBody { hold: Some(hold), ..content.open()? };
+    Ok(Response::new(Either::Left(body)))
 }
 
 /// What a download brought.

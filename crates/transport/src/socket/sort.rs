@@ -17,6 +17,7 @@ use sluice_proto::FlowId;
 use sluice_proto::frame::{self, FrameType, HEADER_LEN, Header};
 
 use super::DataSocket;
+use crate::knock::PROBE_LEN;
 use crate::leg::Leg;
 use crate::peer::Peer;
 use crate::tables::{FlowEntry, canonical, to_quinn};
@@ -231,7 +232,11 @@ impl Sorter {
         entry.peer.relayed_received.fetch_add(bytes.len() as u64, Relaxed);
         let inner = *bytes.get(HEADER_LEN)?;
         if inner == frame::PROBE {
-            entry.peer.probe(Path::Relay(entry.path), &bytes[HEADER_LEN..]);
+            let probe = &bytes[HEADER_LEN..];
+            if probe.len() != PROBE_LEN {
+                return None;
+            }
+            entry.peer.probe(Path::Relay(entry.path), probe);
             return Some(None);
         }
         if frame::is_frame(inner) {
@@ -241,7 +246,8 @@ impl Sorter {
     }
 
     fn take_probe(&mut self, socket: &DataSocket, from: SocketAddr, bytes: &[u8]) {
-        let session = bytes.get(1..9).and_then(|b| b.try_into().ok()).map(u64::from_be_bytes);
+        let session = bytes.get(1..9).filter(|_| bytes.len() == PROBE_LEN);
+        let session = session.and_then(|b| b.try_into().ok()).map(u64::from_be_bytes);
         let peer = session.and_then(|s| socket.tables.probes.read().get(&s).cloned());
         match peer {
             Some(peer) => peer.probe(Path::Direct(from), bytes),
