@@ -22,8 +22,10 @@ const RELAY_PRICE: u128 = 1 << 30;
 const MONEY: Amount = Amount(1 << 40);
 const DEPOSIT: Amount = Amount(1 << 35);
 const PERIOD_S: u32 = 48 * 3600;
-/// Windows are the smallest.
+/// A provider's windows are the smallest.
 const RATE_MAX: u64 = 10_000_000;
+/// A relay does not slow anybody down.
+const RELAY_RATE_MAX: u64 = 1_000_000_000;
 
 /// A free UDP or TCP port on loopback.
 #[must_use]
@@ -125,7 +127,7 @@ impl Cast {
             bind: loopback(),
             threads: 0,
             price: self.price(RELAY_PRICE),
-            rate_max: RATE_MAX,
+            rate_max: RELAY_RATE_MAX,
             starter_bytes: 0,
             starter_total: 0,
             reservations_max: 16,

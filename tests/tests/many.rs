@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use sluice::roles::{Connect, Provide, start_relay};
+use sluice::roles::{Connect, Provide, RelayOptions, start_relay};
 use sluice_ledger::Edge;
 use sluice_proto::Ticket;
 use tests::{Cast, Member, PATIENCE, Web, differs_at};
@@ -56,11 +56,15 @@ async fn live(
     Ok((who, got))
 }
 
-async fn many(cast: Cast, count: u64) -> Result<()> {
+/// What relays forward at most unless a test is about less.
+const FAST: u64 = 1_000_000_000;
+
+async fn many(cast: Cast, count: u64, relay_rate_max: u64) -> Result<()> {
     let cast = Arc::new(cast);
     let web = Web::start()?;
     let (operator, home) = (cast.member().await?, cast.member().await?);
-    let relay = start_relay(cast.relay_options(&operator)).await?;
+    let options = cast.relay_options(&operator);
+    let relay = start_relay(RelayOptions { rate_max: relay_rate_max, ..options }).await?;
     let provide =
         Provide::start(cast.provide_options(&home, &relay, &[("web", web.addr())])).await?;
     let ticket = Ticket::decode(provide.ticket(), 0)?;
@@ -94,10 +98,17 @@ async fn many(cast: Cast, count: u64) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_tenants_each_get_their_own_bytes() -> Result<()> {
-    many(Cast::free()?, 100).await
+    many(Cast::free()?, 100, FAST).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_tenants_each_pay_for_their_own_bytes() -> Result<()> {
-    many(Cast::paid().await?, 20).await
+    many(Cast::paid().await?, 20, FAST).await
+}
+
+/// What exceeds a relay's rate is lost between a provider and its relay: sent, but never billed. It
+/// must not use up the window.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paid_relay_that_drops_much_stalls_nobody() -> Result<()> {
+    many(Cast::paid().await?, 6, 10_000_000).await
 }

@@ -108,6 +108,10 @@ impl Desk {
         self.repeat.set_pto(pto);
     }
 
+    pub(crate) const fn pto(&self) -> Duration {
+        self.repeat.pto()
+    }
+
     pub(crate) fn set_purse(&mut self, purse: Purse) {
         if self.stated == Counts::default() {
             self.stated_amount = purse.channel.base;

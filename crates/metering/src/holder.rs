@@ -1,5 +1,7 @@
 //! The payer of a relay's edge: the holder of a reservation.
 
+mod losses;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +17,7 @@ use crate::{
     Counts, Evidence, Lie, PayerEvent, Purse, RelayBudget, RelayFlow, Statement, Terms,
     VoucherRecord, grant_limit,
 };
+use losses::Losses;
 
 /// Least time between vouchers for less than a quarter window.
 const ANSWER_MIN: Duration = Duration::from_millis(10);
@@ -44,6 +47,7 @@ pub struct HolderMeter {
     /// The budget's counts when the account began: sent, and both ways.
     began: u64,
     began_both: u64,
+    losses: Losses,
     starter_left: u64,
     /// What the account went on from.
     base: Counts,
@@ -75,6 +79,7 @@ impl HolderMeter {
             desk: Desk::new(terms, purse, newest),
             began: budget.sent(),
             began_both: budget.sent().saturating_add(budget.received()),
+            losses: Losses::default(),
             budget,
             starter_left,
             base,
@@ -126,15 +131,16 @@ impl HolderMeter {
     pub fn counted(&self) -> Counts {
         let open = self.flows.values().fold(0, |sum: u64, h| sum.saturating_add(h.granted()));
         Counts {
-            up: self.base.up.saturating_add(self.budget.sent().saturating_sub(self.began)),
+            up: self.base.up.saturating_add(self.sent()),
             down: self.base.down.saturating_add(self.granted_closed).saturating_add(open),
         }
     }
 
     /// A pay message of the relay, as its datagram came.
     pub fn handle_datagram(&mut self, message: &Bytes, now: Instant) {
+        self.losses.note(self.sent(), now);
         let result = match decode(message) {
-            Ok(Kind::Claim(claim)) => self.handle_claim(&claim),
+            Ok(Kind::Claim(claim)) => self.handle_claim(&claim, now),
             Ok(Kind::Ack(ack)) => self.handle_ack(&ack),
             Ok(Kind::Voucher(_)) => Err(Lie::Malformed("a voucher from the payee".to_owned())),
             Err(lie) => Err(lie),
@@ -146,7 +152,18 @@ impl HolderMeter {
         self.sign_if_due(now);
     }
 
-    fn handle_claim(&mut self, claim: &pay::Claim) -> Result<(), Lie> {
+    /// Frame bytes sent since the account began.
+    fn sent(&self) -> u64 {
+        self.budget.sent().saturating_sub(self.began)
+    }
+
+    /// Frame bytes received since the account began.
+    fn received(&self) -> u64 {
+        let before = self.began_both.saturating_sub(self.began);
+        self.budget.received().saturating_sub(before)
+    }
+
+    fn handle_claim(&mut self, claim: &pay::Claim, now: Instant) -> Result<(), Lie> {
         check_lease(self.desk.terms(), &claim.lease)?;
         let claimed = Counts { up: claim.up, down: claim.down };
         let counted = self.counted();
@@ -155,6 +172,10 @@ impl HolderMeter {
         }
         if claimed.covers(self.claimed) {
             self.claimed = claimed;
+            let up = claimed.up.saturating_sub(self.base.up);
+            let down = claimed.down.saturating_sub(self.base.down);
+            self.losses.handle_claim(up, down, self.received(), self.desk.pto(), now);
+            self.raise_limit();
         }
         Ok(())
     }
@@ -175,7 +196,9 @@ impl HolderMeter {
         }
         let share = terms.window.saturating_sub(terms.window / 8);
         let acked = self.began_both.saturating_add(self.desk.acked().since(self.base));
-        self.budget.set_limit(acked.saturating_add(share).saturating_add(self.starter_left));
+        let limit = acked.saturating_add(share).saturating_add(self.starter_left);
+        let limit = limit.saturating_add(self.losses.up()).saturating_sub(self.losses.down());
+        self.budget.set_limit(limit);
     }
 
     /// Whether the budget grew since this was last asked: wake whoever waits for the relay.
@@ -278,6 +301,14 @@ impl HolderMeter {
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.desk.handle_timeout(now);
+        self.losses.note(self.sent(), now);
+        let claimed = self.claimed.up.saturating_sub(self.base.up);
+        let lost = self.losses.up();
+        self.losses.handle_silence(claimed.saturating_add(quarter(self.desk.terms())), now);
+        if self.losses.up() > lost {
+            self.raise_limit();
+            self.opened = true;
+        }
         self.sign_if_due(now);
     }
 

@@ -350,12 +350,11 @@ impl Agent {
             return;
         }
         // The other side must have had a reason to leave a path that ranks before this one.
-        if let Some(old) = self.selected
-            && !self.rank(from, now).beats(&self.rank(old, now))
-        {
+        let left = self.selected.filter(|old| !self.rank(from, now).beats(&self.rank(*old, now)));
+        if let Some(old) = left {
             self.mark_dead(old, now);
         }
-        self.select(from, Reason::Followed, false);
+        self.select(from, Reason::Followed, left.is_some());
     }
 
     /// Forgets the candidate that was heard of longest ago, if there is no room for another.

@@ -168,3 +168,77 @@ impl Controller for EpochController {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PACKET: u64 = 1200;
+
+    #[allow(clippy::disallowed_methods)]
+    fn controller() -> (Arc<PathEpoch>, Box<dyn Controller>, Instant) {
+        let (epoch, now) = (Arc::new(PathEpoch::default()), Instant::now());
+        let controller = Arc::new(EpochFactory(epoch.clone())).build(now, 1200);
+        (epoch, controller, now)
+    }
+
+    /// Sends as long as the window allows; bytes in flight.
+    fn fill(controller: &mut dyn Controller, now: Instant, mut in_flight: u64) -> u64 {
+        while in_flight + PACKET <= controller.window() {
+            controller.on_sent(now, PACKET, 0);
+            in_flight += PACKET;
+        }
+        in_flight
+    }
+
+    #[test]
+    fn a_fresh_window_stands_on_top_of_what_was_lost_with_a_dead_path() {
+        let (epoch, mut controller, now) = controller();
+        let fresh = controller.initial_window();
+        let old = fill(&mut *controller, now, 0);
+        epoch.advance(true);
+        assert_eq!(controller.window(), fresh + old, "before anything is sent on the new path");
+        let later = now + std::time::Duration::from_secs(1);
+        controller.on_sent(later, PACKET, 1);
+        assert_eq!(controller.window(), fresh + old);
+        // What is found lost takes its room along, and nothing else.
+        controller.on_congestion_event(later, now, false, old);
+        assert_eq!(controller.window(), fresh);
+    }
+
+    #[test]
+    fn the_flight_on_a_path_that_lives_must_land_first() {
+        let (epoch, mut controller, now) = controller();
+        let old = fill(&mut *controller, now, 0);
+        epoch.advance(false);
+        assert_eq!(controller.window(), controller.initial_window());
+        assert_eq!(fill(&mut *controller, now, old), old);
+    }
+
+    #[test]
+    fn packets_that_only_acknowledge_do_not_add_up_to_a_window() {
+        let (epoch, mut controller, now) = controller();
+        let fresh = controller.initial_window();
+        for _ in 0..10_000 {
+            controller.on_sent(now, 40, 0);
+        }
+        controller.on_end_acks(now, PACKET, true, Some(1));
+        epoch.advance(true);
+        assert_eq!(controller.window(), fresh + PACKET);
+    }
+
+    #[test]
+    fn losses_of_before_say_nothing_of_the_new_path() {
+        let (epoch, mut controller, now) = controller();
+        let later = now + std::time::Duration::from_secs(1);
+        fill(&mut *controller, now, 0);
+        epoch.advance(false);
+        controller.on_sent(later, PACKET, 0);
+        let fresh = controller.window();
+        controller.on_congestion_event(later, now, false, PACKET);
+        assert_eq!(controller.window(), fresh);
+        // The control: a loss on the new path does.
+        controller.on_congestion_event(later, later, false, PACKET);
+        assert!(controller.window() < fresh);
+    }
+}

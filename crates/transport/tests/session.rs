@@ -8,7 +8,7 @@ use lab::{
     start_relay, start_relay_at, until, works,
 };
 use sluice_proto::Invite;
-use sluice_transport::{Clock, ConnectError, LinkState, PathKind};
+use sluice_transport::{AcceptPolicy, Clock, ConnectError, LinkState, PathKind};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_begins_on_the_relay_and_both_ends_know_each_other() {
@@ -90,6 +90,26 @@ async fn a_direct_path_is_taken_and_left_again_and_no_byte_is_lost() {
         on_path(&theirs, PathKind::Relayed).await;
     });
     assert!(got == bytes);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_bound_to_ipv6_reaches_relays_and_nodes_on_ipv4() {
+    let relay = start_relay().await;
+    let any = "[::]:0".parse().expect("an address");
+    if std::net::UdpSocket::bind(any).is_err() {
+        return;
+    }
+    let key = lab::some_keypair();
+    let invited = AcceptPolicy::Invited(lab::SECRET);
+    let (node, noise) = lab::some_node_at(any, &key, invited, Clock::default());
+    let provider = Party::reserving(node, noise, key, relay_addr(&relay)).await;
+    let tenant = Party::tenant(relay_addr(&relay)).await;
+    let (ours, theirs) = session(&tenant, &provider).await;
+    works(&ours, &theirs).await;
+    go_direct(&ours, &theirs).await;
+    works(&ours, &theirs).await;
+    let remote = ours.path().borrow().expect("a path").remote;
+    assert!(remote.is_ipv4() && theirs.path().borrow().expect("a path").remote.is_ipv4());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

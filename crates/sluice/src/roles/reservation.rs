@@ -17,8 +17,10 @@ use super::channel::{Money, bind};
 use super::edge::{merge_shown, record, stored};
 use super::report::{Report, Reporter};
 
-/// With nothing to wait for, the task looks again after this.
-const LOOK: Duration = Duration::from_secs(10);
+/// The task looks again after this at the latest: whether a relay that is silent lost frames.
+const LOOK: Duration = Duration::from_secs(1);
+/// What the relay may delay an acknowledgement, beside the round trip (RFC 9000, 18.2).
+const ACK_DELAY_MAX: Duration = Duration::from_millis(25);
 /// An orderly end waits so long for the last voucher to be acknowledged.
 const SETTLE: Duration = Duration::from_secs(3);
 
@@ -78,7 +80,8 @@ pub(crate) async fn hold(
     loop {
         let clock = task.holder.clock.clone();
         let next = task.meter.as_ref().and_then(HolderMeter::poll_timeout);
-        let until = next.map_or_else(|| clock.now() + LOOK, |(at, _)| at);
+        let look = clock.now() + LOOK;
+        let until = next.map_or(look, |(at, _)| at.min(look));
         let connection = task.connection.clone();
         tokio::select! {
             biased;
@@ -249,6 +252,9 @@ impl Task {
     fn change(&mut self, change: impl FnOnce(&mut HolderMeter, std::time::Instant)) {
         let now = self.holder.clock.now();
         let Some(meter) = &mut self.meter else { return };
+        if let Some(connection) = &self.connection {
+            meter.handle_pto(connection.rtt() * 2 + ACK_DELAY_MAX);
+        }
         change(meter, now);
         while let Some(event) = meter.poll_event() {
             match event {

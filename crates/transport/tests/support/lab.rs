@@ -160,13 +160,22 @@ pub(crate) fn some_node(key: &Keypair, accept: AcceptPolicy) -> (Node, NoiseKeys
 }
 
 pub(crate) fn some_node_by(key: &Keypair, accept: AcceptPolicy, clock: Clock) -> (Node, NoiseKeys) {
+    some_node_at(loopback(), key, accept, clock)
+}
+
+pub(crate) fn some_node_at(
+    bind: SocketAddr,
+    key: &Keypair,
+    accept: AcceptPolicy,
+    clock: Clock,
+) -> (Node, NoiseKeys) {
     let mut secret = [0x51; 32];
     secret[..8].copy_from_slice(&unique().to_be_bytes());
     let noise = NoiseKeys::from_secret(secret).unwrap();
     let config = NodeConfig {
         key: key.clone(),
         noise: noise.clone(),
-        bind: loopback(),
+        bind,
         reset_key: [5; 64],
         incarnation: unique(),
         accept,
@@ -185,6 +194,16 @@ impl Party {
     pub(crate) async fn provider_by(relay: RelayAddr, clock: Clock) -> Self {
         let key = some_keypair();
         let (node, noise) = some_node_by(&key, AcceptPolicy::Invited(SECRET), clock);
+        Self::reserving(node, noise, key, relay).await
+    }
+
+    /// `node` as a provider.
+    pub(crate) async fn reserving(
+        node: Node,
+        noise: NoiseKeys,
+        key: Keypair,
+        relay: RelayAddr,
+    ) -> Self {
         let (sender, events) = mpsc::channel(1024);
         let link = node.link(relay, Some(sender));
         tokio::spawn(accept_offers(key.clone(), events));
