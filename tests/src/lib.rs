@@ -11,16 +11,20 @@
 //! - [`Curl`]: the client.
 //! - [`Books`]: a role's ledger after it ended.
 //! - [`Cast`]: the same roles inside the test's own process, for what needs a look inside.
+//! - [`LyingTenant`], [`LyingHolder`]: those who do not pay.
+//! - [`Capture`]: what somebody sees who listens on the wire.
 //!
 //! Nothing waits for a fixed time: every wait is for something, and fails after [`PATIENCE`].
 
 #![expect(clippy::disallowed_methods, reason = "tests drive real processes and real time")]
 
 mod books;
+mod capture;
 mod cast;
 mod content;
 mod curl;
 mod lab;
+mod liar;
 mod process;
 mod program;
 mod web;
@@ -30,10 +34,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 pub use books::{Books, both_agree};
+pub use capture::{Capture, Runs};
 pub use cast::{Cast, Member, loopback};
 pub use content::{CHUNK, content, differs_at, sha256_of, sha256_of_content};
 pub use curl::{Curl, Downloaded, curl};
 pub use lab::{Lab, Provider, RelayRole, Tenant, event_kind};
+pub use liar::{LyingHolder, LyingTenant, node, read_all, voucher_for};
 pub use process::{Account, Process};
 pub use program::sluice;
 pub use web::{Echo, Python, Web};

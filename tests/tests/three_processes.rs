@@ -245,3 +245,41 @@ fn a_client_that_goes_away_midway_disturbs_nobody() -> Result<()> {
 fn a_client_that_goes_away_midway_disturbs_nobody_who_pays() -> Result<()> {
     client_that_goes_away(Lab::paid()?)
 }
+
+#[test]
+fn a_stop_in_the_middle_of_a_download_leaves_equal_accounts() -> Result<()> {
+    if !has_programs("a stop in the middle of a download")? {
+        return Ok(());
+    }
+    let web = Web::start()?;
+    let three = Three::start(Lab::paid()?, &[("web", web.addr())], "never")?;
+    let file = three.lab.path().join("file");
+    let mut endless = Curl::to_file(three.tenant.port("web"), "1/1099511627776", &file, false)?;
+    let got = endless.wait_for_bytes(3_000_000)?;
+    let account = three.stop()?;
+    ensure!(!endless.ended_well()?, "curl was told that the download is whole");
+    ensure!(account.down >= got, "{got} bytes came, {account:?}");
+    ensure!(account.down <= web.sent(), "{account:?}: only {} were sent", web.sent());
+    Ok(())
+}
+
+#[test]
+fn a_provider_that_stops_first_is_paid_for_what_it_served() -> Result<()> {
+    if !has_programs("a provider that stops first")? {
+        return Ok(());
+    }
+    let web = Web::start()?;
+    let mut three = Three::start(Lab::paid()?, &[("web", web.addr())], "never")?;
+    let page = curl(three.tenant.port("web"), "3/1000000")?;
+    ensure!(page.len() == 1_000_000 && differs_at(3, 0, &page).is_none());
+    three.provider.process.stop()?;
+    three.tenant.process.event(0, "session_ended")?;
+    three.tenant.process.stop()?;
+    let (tenant, provider) = (three.lab.books("connect")?, three.lab.books("provide")?);
+    ensure!(both_agree(Edge::Tenant, &tenant, &provider)? == 1);
+    let paid = provider.audit(&provider.lease(Edge::Tenant)?)?;
+    ensure!(paid.down == web.sent() && paid.up > 0, "{paid:?}: {} were sent", web.sent());
+    let told = three.provider.process.accounts()?.pop().context("the provider told no account")?;
+    ensure!((told.up, told.down) == (paid.up, paid.down), "{told:?}, {paid:?}");
+    Ok(())
+}

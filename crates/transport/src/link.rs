@@ -417,6 +417,9 @@ impl Task {
         for (_, entry) in &self.kept {
             entry.peer.command(Command::NewLeg { path: entry.path, leg: leg.clone() });
         }
+        if self.events.is_none() {
+            self.kept.clear();
+        }
         if let Some(shared) = self.link.upgrade() {
             *shared.observed.lock() = observed;
             *shared.connection.lock() = Some(connection.clone());
@@ -533,8 +536,13 @@ impl Task {
                 }
                 self.emit(LinkEvent::Reserved(m.expires_unix_s)).await;
                 for (flow, entry) in std::mem::take(&mut self.kept) {
-                    let (counts, initiator) = (entry.counts, entry.initiator);
-                    self.emit(LinkEvent::FlowOpened { flow, counts, initiator }).await;
+                    let key = (self.relay.addr, flow);
+                    let path = self.node.tables.flows.read().get(&key).map(|now| now.path);
+                    // Its session may have ended since.
+                    if path == Some(entry.path) {
+                        let (counts, initiator) = (entry.counts, entry.initiator);
+                        self.emit(LinkEvent::FlowOpened { flow, counts, initiator }).await;
+                    }
                 }
             }
             Kind::Refusal(refusal) => {

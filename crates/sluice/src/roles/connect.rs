@@ -99,6 +99,7 @@ pub struct Connect {
     local: Vec<(SocketAddr, ServiceName)>,
     live: watch::Receiver<Option<Arc<Live>>>,
     stopping: watch::Sender<bool>,
+    listeners: JoinSet<()>,
     tasks: JoinSet<()>,
 }
 
@@ -150,14 +151,16 @@ impl Connect {
         let (stopping, asked) = watch::channel(false);
         let mut tasks = JoinSet::new();
         tasks.spawn(tenant.keep(live, current, links, asked));
+        let mut listening = JoinSet::new();
         for (listener, service) in listeners {
-            tasks.spawn(listen(listener, service, link_now.clone()));
+            listening.spawn(listen(listener, service, link_now.clone()));
         }
         let map = local.iter().map(|(a, s)| format!("{a}={s}")).collect();
         let mut ready = live_now.clone();
         ready.wait_for(Option::is_some).await.context("the session ended at once")?;
         report.tell(&Report::TenantReady { map, price: (price.up, price.down) });
-        Ok(Self { node, provider, local, live: live_now, stopping, tasks })
+        let (live, listeners) = (live_now, listening);
+        Ok(Self { node, provider, local, live, stopping, listeners, tasks })
     }
 
     /// The local ports, as bound.
@@ -212,8 +215,10 @@ impl Connect {
         }
     }
 
-    /// Settles, then ends the session.
+    /// Closes the local connections, settles, then ends the session.
     pub async fn stop(mut self) {
+        // Nothing more is read, so that what is settled is all.
+        self.listeners.shutdown().await;
         self.stopping.send_replace(true);
         // Its task ends once the session did, and with it the sender.
         while self.live.changed().await.is_ok() {}
