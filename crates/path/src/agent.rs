@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use siphasher::sip::SipHasher24;
 
-use crate::{CANDIDATES_MAX, Path, Rank, usable};
+use crate::{CANDIDATES_MAX, Pair, Path, Rank, usable};
 
 /// Waits between the first pings to an unproven path; the last one is repeated.
 const FIRST_PINGS_MS: [u64; 6] = [0, 20, 50, 100, 200, 400];
@@ -103,10 +103,10 @@ pub enum Event {
         /// Whether the old path is thought dead, so that its flight is lost.
         old_dead: bool,
     },
-    /// QUIC from this address belongs to the session.
-    Proven(SocketAddr),
+    /// QUIC from this address at this socket belongs to the session.
+    Proven(Pair),
     /// It no longer does.
-    Forgotten(SocketAddr),
+    Forgotten(Pair),
 }
 
 /// What the data socket saw on the path in use, sampled by the caller.
@@ -240,13 +240,17 @@ impl Agent {
     /// Addresses at which the other node says it may be reached. Unusable ones and those beyond
     /// [`CANDIDATES_MAX`] are ignored.
     pub fn add_candidates(&mut self, addrs: &[SocketAddr], now: Instant) {
-        for addr in addrs.iter().filter(|a| usable(a)) {
-            let direct = self.paths.keys().filter(|p| matches!(p, Path::Direct(_))).count();
-            if direct < CANDIDATES_MAX {
-                self.paths.entry(Path::Direct(*addr)).or_insert_with(|| State::new(now));
-            }
+        for addr in addrs {
+            self.add_pair(Pair::data(*addr), now);
         }
         self.handle_timeout(now);
+    }
+
+    fn add_pair(&mut self, pair: Pair, now: Instant) {
+        let direct = self.paths.keys().filter(|p| matches!(p, Path::Direct(_))).count();
+        if usable(&pair.remote) && direct < CANDIDATES_MAX {
+            self.paths.entry(Path::Direct(pair)).or_insert_with(|| State::new(now));
+        }
     }
 
     /// Allows or forbids direct paths. Forbidding one in use moves the session to a relay.
@@ -268,9 +272,9 @@ impl Agent {
     /// address a candidate (peer-reflexive, RFC 8445).
     pub fn handle_probe(&mut self, from: Path, probe: Probe, now: Instant) {
         if !self.paths.contains_key(&from) {
-            let Path::Direct(addr) = from else { return };
+            let Path::Direct(pair) = from else { return };
             self.make_room();
-            self.add_candidates(&[addr], now);
+            self.add_pair(pair, now);
         }
         let Some(state) = self.paths.get_mut(&from) else { return };
         state.heard = Some(now);
@@ -284,10 +288,10 @@ impl Agent {
                         state.next_ping = Some(now);
                     }
                 }
-                if let Path::Direct(addr) = from
+                if let Path::Direct(pair) = from
                     && self.direct_allowed
                 {
-                    self.events.push_back(Event::Proven(addr));
+                    self.events.push_back(Event::Proven(pair));
                 }
             }
             Probe::Pong { token } => self.handle_pong(from, token, now),
@@ -308,8 +312,8 @@ impl Agent {
         state.rtt = if state.proven { (state.rtt * 7 + sample) / 8 } else { sample };
         if !state.proven {
             state.proven = true;
-            if let Path::Direct(addr) = from {
-                self.events.push_back(Event::Proven(addr));
+            if let Path::Direct(pair) = from {
+                self.events.push_back(Event::Proven(pair));
             }
         }
         state.echoed = Some(now);
@@ -365,9 +369,9 @@ impl Agent {
         }
         let idle = direct.filter(|(p, s)| !s.proven && self.selected != Some(**p));
         let oldest = idle.min_by_key(|(_, s)| s.heard).map(|(path, _)| *path);
-        if let Some(path @ Path::Direct(addr)) = oldest {
+        if let Some(path @ Path::Direct(pair)) = oldest {
             self.paths.remove(&path);
-            self.events.push_back(Event::Forgotten(addr));
+            self.events.push_back(Event::Forgotten(pair));
         }
     }
 

@@ -25,7 +25,7 @@ mod rank;
 
 pub use agent::{Activity, Agent, Event, Probe, Reason};
 pub use candidate::usable;
-pub use rank::{Kind, Path, Rank};
+pub use rank::{Kind, Pair, Path, Rank, SocketId};
 
 /// Most remote addresses that are probed for one session; more are ignored.
 pub const CANDIDATES_MAX: usize = 16;

@@ -4,13 +4,47 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+/// A local socket, by the number that the caller gave it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SocketId(pub u32);
+
+impl SocketId {
+    /// The node's data socket. Others are opened for guessing ports.
+    pub const DATA: Self = Self(0);
+}
+
+/// A local socket and an address of the other node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pair {
+    /// The local socket.
+    pub socket: SocketId,
+    /// The other node's address.
+    pub remote: SocketAddr,
+}
+
+impl Pair {
+    /// From the data socket.
+    #[must_use]
+    pub const fn data(remote: SocketAddr) -> Self {
+        Self { socket: SocketId::DATA, remote }
+    }
+}
+
 /// One way between two nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Path {
     /// Through a relay, by the number that the caller gave it.
     Relay(u32),
-    /// To this address of the other node, from the one data socket.
-    Direct(SocketAddr),
+    /// From socket to socket.
+    Direct(Pair),
+}
+
+impl Path {
+    /// From the data socket to this address.
+    #[must_use]
+    pub const fn direct(remote: SocketAddr) -> Self {
+        Self::Direct(Pair::data(remote))
+    }
 }
 
 impl Path {

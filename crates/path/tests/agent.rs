@@ -80,7 +80,7 @@ impl Pair {
 /// The tenant is at port 1, the provider at port 2; both know the other's.
 fn seen_from(path: Path, port: u16) -> Path {
     match path {
-        Path::Direct(_) => Path::Direct(addr(port)),
+        Path::Direct(_) => Path::direct(addr(port)),
         Path::Relay(_) => path,
     }
 }
@@ -98,10 +98,10 @@ fn a_direct_path_is_taken_by_both_once_it_was_echoed() {
     pair.allow_direct();
     pair.tenant.add_candidates(&[addr(2)], pair.now);
     pair.run(300 * MS);
-    assert_eq!(pair.tenant.selected(), Some(Path::Direct(addr(2))));
-    assert_eq!(pair.provider.selected(), Some(Path::Direct(addr(1))));
+    assert_eq!(pair.tenant.selected(), Some(Path::direct(addr(2))));
+    assert_eq!(pair.provider.selected(), Some(Path::direct(addr(1))));
     let followed =
-        Event::Selected { path: Path::Direct(addr(1)), reason: Reason::Followed, old_dead: false };
+        Event::Selected { path: Path::direct(addr(1)), reason: Reason::Followed, old_dead: false };
     assert!(pair.provider_events.contains(&followed));
 }
 
@@ -109,11 +109,11 @@ fn a_direct_path_is_taken_by_both_once_it_was_echoed() {
 fn an_address_that_does_not_answer_is_not_a_path() {
     let mut pair = Pair::new();
     pair.allow_direct();
-    pair.blocked.push(Path::Direct(addr(2)));
+    pair.blocked.push(Path::direct(addr(2)));
     pair.tenant.add_candidates(&[addr(2)], pair.now);
     pair.run(Duration::from_secs(20));
     assert_eq!(pair.tenant.selected(), Some(Path::Relay(1)));
-    assert_eq!(pair.tenant.rtt(Path::Direct(addr(2))), None);
+    assert_eq!(pair.tenant.rtt(Path::direct(addr(2))), None);
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn a_forged_echo_proves_nothing() {
     pair.allow_direct();
     pair.tenant.add_candidates(&[addr(2)], pair.now);
     for token in 0..1000 {
-        pair.tenant.handle_probe(Path::Direct(addr(2)), Probe::Pong { token }, pair.now);
+        pair.tenant.handle_probe(Path::direct(addr(2)), Probe::Pong { token }, pair.now);
     }
     assert_eq!(pair.tenant.selected(), Some(Path::Relay(1)));
 }
@@ -146,8 +146,8 @@ fn a_silent_direct_path_is_left_for_the_relay_and_found_again() {
     pair.allow_direct();
     pair.tenant.add_candidates(&[addr(2)], pair.now);
     pair.run(300 * MS);
-    pair.blocked.push(Path::Direct(addr(2)));
-    pair.blocked.push(Path::Direct(addr(1)));
+    pair.blocked.push(Path::direct(addr(2)));
+    pair.blocked.push(Path::direct(addr(1)));
     let since = pair.now;
     for _ in 0..20 {
         pair.silence(since);
@@ -162,7 +162,7 @@ fn a_silent_direct_path_is_left_for_the_relay_and_found_again() {
     assert_eq!(pair.provider.selected(), Some(Path::Relay(1)), "the other side follows");
     pair.blocked.clear();
     pair.run(Duration::from_secs(5));
-    assert_eq!(pair.tenant.selected(), Some(Path::Direct(addr(2))));
+    assert_eq!(pair.tenant.selected(), Some(Path::direct(addr(2))));
 }
 
 #[test]

@@ -137,7 +137,7 @@ impl World {
     fn send(&mut self, from: usize, path: Path, packet: Packet) {
         let way = match path {
             Path::Relay(number) => Way::Relay(number),
-            Path::Direct(addr) if addr == self.sides[1 - from].addr => Way::Direct,
+            Path::Direct(pair) if pair.remote == self.sides[1 - from].addr => Way::Direct,
             Path::Direct(_) => return,
         };
         let Some(condition) = self.ways.get(&(way, from)).copied() else { return };
@@ -153,7 +153,7 @@ impl World {
         let to = 1 - from;
         let path = match way {
             Way::Relay(number) => Path::Relay(number),
-            Way::Direct => Path::Direct(self.sides[from].addr),
+            Way::Direct => Path::direct(self.sides[from].addr),
         };
         let now = self.now;
         let side = &mut self.sides[to];
@@ -331,7 +331,7 @@ impl World {
             Happening::Forged(to, way, token) => {
                 let path = match way {
                     Way::Relay(number) => Path::Relay(number),
-                    Way::Direct => Path::Direct(self.sides[1 - to].addr),
+                    Way::Direct => Path::direct(self.sides[1 - to].addr),
                 };
                 let now = self.now;
                 self.sides[to].agent.handle_probe(path, Probe::Pong { token }, now);
@@ -444,7 +444,7 @@ fn who_never_answers_is_asked_less_and_less() {
         for _ in 0..60 {
             world.sides[0].pings.clear();
             world.run(SECOND);
-            pings += world.sides[0].pings.get(&Path::Direct(nobody(1))).map_or(0, Vec::len);
+            pings += world.sides[0].pings.get(&Path::direct(nobody(1))).map_or(0, Vec::len);
         }
         by_minute.push(pings - before);
     }
@@ -510,7 +510,7 @@ fn a_switch_onto_a_path_that_was_not_echoed_is_followed_only_after_its_echo() {
     let mut world = World::new(13);
     world.allow_direct(1, true);
     world.run(SECOND);
-    let victim = Path::Direct(nobody(9));
+    let victim = Path::direct(nobody(9));
     let now = world.now;
     for epoch in 1..50 {
         world.sides[1].agent.handle_probe(victim, Probe::Use { epoch }, now);
@@ -526,7 +526,7 @@ fn an_absurd_epoch_hurts_only_the_session_of_whoever_named_it() {
         world.go_direct();
         let (to, from) = (1 - hostile, world.sides[hostile].addr);
         for epoch in [u64::MAX - 1, u64::MAX, 0] {
-            for path in [Path::Relay(1), Path::Direct(from)] {
+            for path in [Path::Relay(1), Path::direct(from)] {
                 let now = world.now;
                 world.sides[to].agent.handle_probe(path, Probe::Use { epoch }, now);
                 world.drain(to);

@@ -480,8 +480,8 @@ impl Driver {
             self.node.socket.stats.bad_frame.fetch_add(1, Relaxed);
             return;
         };
-        if let Path::Direct(addr) = from
-            && self.is_anothers(&addr)
+        if let Path::Direct(pair) = from
+            && self.is_anothers(&pair.remote)
         {
             // QUIC from there belongs to another session of the same two nodes; or somebody
             // writes a false sender on its probes. This session stays where it is.
@@ -503,14 +503,14 @@ impl Driver {
         while let Some(event) = self.agent.poll_event() {
             match event {
                 Event::Selected { path, reason, old_dead } => self.select(path, reason, old_dead),
-                Event::Proven(addr) => {
-                    if self.node.tables.claim_direct(addr, &self.peer) {
+                Event::Proven(pair) => {
+                    if self.node.tables.claim_direct(pair.remote, &self.peer) {
                         self.node.tables.changed();
                     }
                 }
-                Event::Forgotten(addr) => {
-                    if !self.is_anothers(&addr) {
-                        self.node.tables.direct.write().remove(&addr);
+                Event::Forgotten(pair) => {
+                    if !self.is_anothers(&pair.remote) {
+                        self.node.tables.direct.write().remove(&pair.remote);
                         self.node.tables.changed();
                     }
                 }
@@ -519,7 +519,7 @@ impl Driver {
         while let Some((path, probe)) = self.agent.poll_transmit() {
             let Some(sealed) = self.seal.as_ref().and_then(|s| s.seal(probe)) else { continue };
             match path {
-                Path::Direct(addr) => self.node.socket.send_one(addr, &sealed),
+                Path::Direct(pair) => self.node.socket.send_one(pair.remote, &sealed),
                 Path::Relay(number) => {
                     if let Some(relayed) = self.relays.get(&number) {
                         self.node.socket.send_relayed(&relayed.path.route, &sealed);
@@ -531,7 +531,7 @@ impl Driver {
 
     fn select(&mut self, path: Path, reason: Reason, old_dead: bool) {
         let (route, relay) = match path {
-            Path::Direct(addr) => (Route::Direct(addr), None),
+            Path::Direct(pair) => (Route::Direct(pair.remote), None),
             Path::Relay(number) => {
                 let Some(relayed) = self.relays.get(&number) else { return };
                 (relayed.path.route.clone(), Some(relayed.path.link.relay()))

@@ -250,7 +250,7 @@ impl Sorter {
         let session = session.and_then(|b| b.try_into().ok()).map(u64::from_be_bytes);
         let peer = session.and_then(|s| socket.tables.probes.read().get(&s).cloned());
         match peer {
-            Some(peer) => peer.probe(Path::Direct(from), bytes),
+            Some(peer) => peer.probe(Path::direct(from), bytes),
             None => {
                 socket.stats.stranger.fetch_add(1, Relaxed);
             }
