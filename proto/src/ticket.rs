@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 
 use bytes::Bytes;
 use libp2p_identity::{Keypair, PeerId};
@@ -52,11 +53,43 @@ pub struct RelayAddr {
     pub peer: PeerId,
     /// Its data socket.
     pub addr: SocketAddr,
+    /// Its TCP port at the same IP address, for clients whose network blocks UDP.
+    pub tcp: Option<NonZeroU16>,
+}
+
+impl RelayAddr {
+    /// A relay that is reached over UDP only.
+    #[must_use]
+    pub const fn new(peer: PeerId, addr: SocketAddr) -> Self {
+        Self { peer, addr, tcp: None }
+    }
+
+    /// The same, which also listens on this TCP port.
+    #[must_use]
+    pub const fn with_tcp(self, port: Option<NonZeroU16>) -> Self {
+        Self { tcp: port, ..self }
+    }
+
+    /// Where it is reached over TCP.
+    #[must_use]
+    pub fn tcp_addr(&self) -> Option<SocketAddr> {
+        self.tcp.map(|port| SocketAddr::new(self.addr.ip(), port.get()))
+    }
+
+    /// Whether both are the same data socket of the same relay.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        (self.peer, self.addr) == (other.peer, other.addr)
+    }
 }
 
 impl fmt::Display for RelayAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.peer, self.addr)
+        write!(f, "{}@{}", self.peer, self.addr)?;
+        match self.tcp {
+            Some(port) => write!(f, "+tcp:{port}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -151,11 +184,14 @@ fn encode_relay(relay: &RelayAddr) -> rendezvous::RelayHint {
     rendezvous::RelayHint {
         peer: relay.peer.to_bytes().into(),
         address: wire::encode_addr(relay.addr),
+        tcp_port: relay.tcp.map_or(0, |port| port.get().into()),
     }
 }
 
 fn decode_relay(hint: &rendezvous::RelayHint) -> Option<RelayAddr> {
-    Some(RelayAddr { peer: peer(&hint.peer).ok()?, addr: wire::decode_addr(&hint.address)? })
+    // A port that cannot be is none: UDP may still work.
+    let tcp = u16::try_from(hint.tcp_port).ok().and_then(NonZeroU16::new);
+    Some(RelayAddr::new(peer(&hint.peer).ok()?, wire::decode_addr(&hint.address)?).with_tcp(tcp))
 }
 
 /// The right to connect: an expiry and a keyed hash of it, so that the provider remembers nothing.
@@ -217,10 +253,13 @@ mod tests {
         Ticket {
             peer: key.public().to_peer_id(),
             noise_key: [5; 32],
-            relays: vec![RelayAddr {
-                peer: key.public().to_peer_id(),
-                addr: "192.0.2.1:4433".parse().expect("an address"),
-            }],
+            relays: vec![
+                RelayAddr::new(
+                    key.public().to_peer_id(),
+                    "192.0.2.1:4433".parse().expect("an address"),
+                )
+                .with_tcp(NonZeroU16::new(443)),
+            ],
             invite: Invite::issue(&[1; 16], 100),
             expires_unix_s: 100,
             services: vec![ServiceName::parse("web").expect("a name")],

@@ -238,9 +238,8 @@ fn terms_are_signed_by_their_payee_and_accepted_by_their_payer() {
 
 #[test]
 fn a_ticket_reads_as_it_was_written_elsewhere() {
-    let relay = |key: &Keypair, addr: &str| RelayAddr {
-        peer: key.public().to_peer_id(),
-        addr: addr.parse().expect("an address"),
+    let relay = |key: &Keypair, addr: &str| {
+        RelayAddr::new(key.public().to_peer_id(), addr.parse().expect("an address"))
     };
     let name = |name| ServiceName::parse(name).expect("a name");
     let invite = Invite::issue(&[0x51; 16], EXPIRES);

@@ -1,6 +1,7 @@
 //! Whatever bytes come: every decoder answers, and what was written is read back.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 
 use bytes::Bytes;
 use proptest::collection::vec;
@@ -40,7 +41,9 @@ fn keypair() -> impl Strategy<Value = Keypair> {
 }
 
 fn relay() -> impl Strategy<Value = RelayAddr> {
-    (keypair(), addr()).prop_map(|(k, addr)| RelayAddr { peer: k.public().to_peer_id(), addr })
+    (keypair(), addr(), any::<u16>()).prop_map(|(k, addr, tcp)| {
+        RelayAddr::new(k.public().to_peer_id(), addr).with_tcp(NonZeroU16::new(tcp))
+    })
 }
 
 fn ticket() -> impl Strategy<Value = (Keypair, Ticket)> {
@@ -335,7 +338,7 @@ fn a_ticket_of_the_most_relays_and_services_can_be_read() {
     let ticket = Ticket {
         peer,
         noise_key: [255; 32],
-        relays: vec![RelayAddr { peer, addr }; 8],
+        relays: vec![RelayAddr::new(peer, addr).with_tcp(NonZeroU16::new(u16::MAX)); 8],
         invite: Invite([255; 24]),
         expires_unix_s: u64::MAX,
         services: vec![name; 64],

@@ -155,7 +155,7 @@ impl Cast {
         ProvideOptions {
             identity: who.identity.clone(),
             bind: loopback(),
-            relays: vec![RelayAddr { peer: relay.peer(), addr: relay.local_addr() }],
+            relays: vec![RelayAddr::new(relay.peer(), relay.local_addr())],
             services: services.collect::<Services>(),
             price: Price { up: price, down: price },
             rate_max: RATE_MAX,

@@ -42,7 +42,7 @@ fn some_key(n: u8) -> Keypair {
 /// A relay's address where no relay is.
 fn nowhere() -> Result<RelayAddr> {
     let addr = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
-    Ok(RelayAddr { peer: some_key(1).public().to_peer_id(), addr })
+    Ok(RelayAddr::new(some_key(1).public().to_peer_id(), addr))
 }
 
 fn ticket(relay: RelayAddr, expires_unix_s: u64) -> Result<String> {
@@ -166,7 +166,7 @@ fn a_relay_that_is_not_there_or_another_is_said() -> Result<()> {
     let connect = ["connect", &ticket(absent, 0)?, "--map", "127.0.0.1:0=web"];
     let also_waiting = lab.run("connect", &connect)?;
     let relay = lab.relay()?;
-    let other = RelayAddr { peer: some_key(9).public().to_peer_id(), addr: relay.socket()? };
+    let other = RelayAddr::new(some_key(9).public().to_peer_id(), relay.socket()?);
     let provide = ["provide", "--expose", WEB, "--relay", &other.to_string()];
     let impostor = lab.run("provide-2", &provide)?;
     failed(also_waiting, &["failed to reach the provider", &address])?;

@@ -159,7 +159,7 @@ async fn a_provider_that_never_pays_its_relay_gets_at_most_one_window() -> Resul
         (cast.member().await?, cast.member().await?, cast.member().await?);
     let options = cast.relay_options(&operator);
     let relay = start_relay(RelayOptions { rate_max: 10_000_000, ..options }).await?;
-    let addr = RelayAddr { peer: relay.peer(), addr: relay.local_addr() };
+    let addr = RelayAddr::new(relay.peer(), relay.local_addr());
     let holder = LyingHolder::begin(&owner, addr).await?;
     let tenant = node(&tenant, AcceptPolicy::Nobody)?;
     let link = tenant.link(addr, None);

@@ -43,7 +43,7 @@ async fn start_relay(bind: SocketAddr) -> Result<(Relay, RelayAddr)> {
     let mut config = RelayConfig::new(key, bind);
     config.reset_key = [1; 32];
     let relay = Relay::start(config).await?;
-    let addr = RelayAddr { peer, addr: relay.local_addr() };
+    let addr = RelayAddr::new(peer, relay.local_addr());
     Ok((relay, addr))
 }
 

@@ -264,7 +264,7 @@ async fn run_relay(config: &Config, json: bool) -> Result<()> {
     .await?;
     let local = relay.local_addr();
     let addr = config.relay.public_addr.unwrap_or_else(|| public_guess(local));
-    let address = RelayAddr { peer: relay.peer(), addr }.to_string();
+    let address = RelayAddr::new(relay.peer(), addr).to_string();
     report.tell(&Report::RelayReady { address });
     let why = wait_for_stop().await;
     report.tell(&Report::Stopping { why });

@@ -89,7 +89,7 @@ pub async fn run(options: DemoOptions) -> Result<Bill> {
     let web = workload::serve(content, hold.clone(), &mut tasks).await?;
     say.line(&format!("Workload    a web server at {web}, \"at home\""));
     let relay = cast.start_relay().await?;
-    let relay_addr = RelayAddr { peer: relay.peer(), addr: relay.local_addr() };
+    let relay_addr = RelayAddr::new(relay.peer(), relay.local_addr());
     say.line(&format!("Relay       {}", relay_addr.addr));
     let provide = cast.start_provider(relay_addr, web).await?;
     say.line(&format!("Provider    {}", provide.peer()));

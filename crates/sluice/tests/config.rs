@@ -294,11 +294,18 @@ fn maps_and_relays_say_which_part_is_wrong() {
         assert!(said.contains(part), "{text}: {said}");
     }
     let peer = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
-    assert!(parse_relay(&format!("{peer}@192.0.2.1:4433")).is_ok());
+    for (text, tcp) in [("", None), ("+tcp", Some(443)), ("+tcp:8443", Some(8443))] {
+        let relay = parse_relay(&format!("{peer}@192.0.2.1:4433{text}")).expect("parses");
+        assert_eq!(relay.tcp.map(u16::from), tcp);
+        assert_eq!(parse_relay(&relay.to_string()), Ok(relay));
+    }
     for (text, part) in [
         ("192.0.2.1:4433".to_owned(), "<peer id>@"),
         (format!("{peer}@relay.example:4433"), "an IP address"),
         (format!("{peer}@0.0.0.0:4433"), "cannot be dialled"),
+        (format!("{peer}@192.0.2.1:4433+tcp:0"), "relay's TCP port"),
+        (format!("{peer}@192.0.2.1:4433+tcp:https"), "relay's TCP port"),
+        (format!("{peer}@192.0.2.1:4433+tcp443"), "relay's TCP port"),
         ("12D3KooW@192.0.2.1:4433".to_owned(), "not a peer id"),
     ] {
         let said = parse_relay(&text).expect_err(&text).to_string();

@@ -266,7 +266,7 @@ impl Node {
     /// One that only opens flows is shared with a link to the same relay that there is already.
     #[must_use]
     pub fn link(&self, relay: RelayAddr, events: Option<mpsc::Sender<LinkEvent>>) -> RelayLink {
-        let shared = self.inner.links().into_iter().find(|l| l.relay() == relay);
+        let shared = self.inner.links().into_iter().find(|l| l.relay().is_same(&relay));
         if let Some(shared) = shared.filter(|_| events.is_none()) {
             return shared;
         }

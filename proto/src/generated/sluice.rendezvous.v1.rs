@@ -64,6 +64,9 @@ pub struct RelayHint {
     /// 4 or 16 bytes of address, 2 of port
     #[prost(bytes = "bytes", tag = "2")]
     pub address: ::prost::bytes::Bytes,
+    /// at the same address, for those whose network blocks UDP; 0: none
+    #[prost(uint32, tag = "3")]
+    pub tcp_port: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SignedTicket {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -363,7 +364,11 @@ impl fmt::Display for Map {
     }
 }
 
-/// Parses a relay: `<peer id>@<IP address>:<port>`, as `sluice relay` prints it.
+/// TCP port of a relay whose address says `+tcp` and no more: the one that firewalls let through.
+const TCP_PORT: NonZeroU16 = NonZeroU16::new(443).expect("not zero");
+
+/// Parses a relay as `sluice relay` prints it: `<peer id>@<IP address>:<port>`, then `+tcp:<port>`
+/// if it can be reached over TCP too (`+tcp` alone: 443).
 ///
 /// # Errors
 /// Says which part is wrong.
@@ -372,6 +377,10 @@ pub fn parse_relay(text: &str) -> Result<RelayAddr, ValueError> {
         return wrong(format!(
             "{text:?} is not a relay: copy what `sluice relay` prints, <peer id>@<address>:<port>"
         ));
+    };
+    let (addr, tcp) = match addr.split_once("+tcp") {
+        Some((addr, port)) => (addr, Some(parse_tcp_port(port)?)),
+        None => (addr, None),
     };
     let addr: SocketAddr = match addr.parse() {
         Ok(addr) => addr,
@@ -385,7 +394,17 @@ pub fn parse_relay(text: &str) -> Result<RelayAddr, ValueError> {
     if addr.port() == 0 || addr.ip().is_unspecified() {
         return wrong(format!("{addr} cannot be dialled: write the relay's own address and port"));
     }
-    Ok(RelayAddr { peer: parse_peer(peer)?, addr })
+    Ok(RelayAddr::new(parse_peer(peer)?, addr).with_tcp(tcp))
+}
+
+fn parse_tcp_port(text: &str) -> Result<NonZeroU16, ValueError> {
+    match (text, text.strip_prefix(':').map(str::parse)) {
+        ("", _) => Ok(TCP_PORT),
+        (_, Some(Ok(port))) => Ok(port),
+        (_, Some(Err(_)) | None) => wrong(format!(
+            "\"+tcp{text}\" does not name a relay's TCP port: write +tcp:<port>, or +tcp for 443"
+        )),
+    }
 }
 
 /// Parses a peer id.

@@ -45,7 +45,7 @@ impl FakeRelay {
             Arc::new(quinn::TokioRuntime),
         )
         .unwrap();
-        let addr = RelayAddr { peer: key.public().to_peer_id(), addr: raw.local_addr().unwrap() };
+        let addr = RelayAddr::new(key.public().to_peer_id(), raw.local_addr().unwrap());
         Self { addr, raw, endpoint }
     }
 

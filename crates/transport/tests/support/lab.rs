@@ -86,7 +86,7 @@ pub(crate) async fn start_relay_at(keypair: Keypair, bind: SocketAddr) -> Relay 
 }
 
 pub(crate) fn relay_addr(relay: &Relay) -> RelayAddr {
-    RelayAddr { peer: relay.peer(), addr: relay.local_addr() }
+    RelayAddr::new(relay.peer(), relay.local_addr())
 }
 
 /// A node, its keys, and its link to a relay.
@@ -368,7 +368,7 @@ impl Wire {
         let outer = tokio::net::UdpSocket::bind(loopback()).await.unwrap();
         let upstream = tokio::net::UdpSocket::bind(loopback()).await.unwrap();
         upstream.connect(relay.addr).await.unwrap();
-        let addr = RelayAddr { peer: relay.peer, addr: outer.local_addr().unwrap() };
+        let addr = RelayAddr::new(relay.peer, outer.local_addr().unwrap());
         let inner = Arc::new(Inner {
             outer,
             node: parking_lot::Mutex::default(),
