@@ -13,8 +13,8 @@ use sluice_proto::wire::session::{self, Hello, OpenService, session::Kind};
 use sluice_proto::wire::{self, pay};
 use sluice_proto::{Amount, ChannelKey, PeerId, RelayAddr, Ticket, VERSION, WalletKey};
 use sluice_transport::{
-    AcceptPolicy, Clock, LinkEvent, LinkState, MessageReader, Node, NodeConfig, NoiseKeys,
-    RelayLink, Session, export, send_message,
+    AcceptPolicy, Clock, LinkEvent, LinkState, MessageReader, Network, Node, NodeConfig, NoiseKeys,
+    Random, RelayLink, Session, export, send_message,
 };
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -40,6 +40,8 @@ pub fn node(who: &Member, accept: AcceptPolicy) -> Result<Node> {
         accept,
         idle_timeout: PATIENCE,
         clock: Clock::default(),
+        network: Network::Kernel,
+        random: Random::default(),
     })?)
 }
 

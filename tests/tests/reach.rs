@@ -8,7 +8,8 @@ use anyhow::{Context, Result, ensure};
 use sluice_proto::{Invite, Keypair, RelayAddr, ServiceName, Ticket};
 use sluice_relay::{Relay, RelayConfig};
 use sluice_transport::{
-    AcceptPolicy, Clock, LinkEvent, Node, NodeConfig, NoiseKeys, PathKind, RelayLink, Session,
+    AcceptPolicy, Clock, LinkEvent, Network, Node, NodeConfig, NoiseKeys, PathKind, Random,
+    RelayLink, Session,
 };
 use tokio::sync::mpsc;
 
@@ -29,6 +30,8 @@ fn node_config(seed: u8, accept: AcceptPolicy) -> Result<NodeConfig> {
         accept,
         idle_timeout: Duration::from_secs(60),
         clock: Clock::default(),
+        network: Network::Kernel,
+        random: Random::default(),
     })
 }
 

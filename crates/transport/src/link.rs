@@ -1,6 +1,6 @@
 //! The control connection to one relay, kept up.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -256,8 +256,8 @@ pub(crate) fn start(
         events,
         generation: 0,
         next_request: 0,
-        opening: HashMap::new(),
-        answers: HashMap::new(),
+        opening: BTreeMap::new(),
+        answers: BTreeMap::new(),
         kept: Vec::new(),
     }));
     link
@@ -271,8 +271,8 @@ struct Task {
     events: Option<mpsc::Sender<LinkEvent>>,
     generation: u64,
     next_request: u32,
-    opening: HashMap<u32, oneshot::Sender<Result<OpenedFlow, KnockError>>>,
-    answers: HashMap<FlowId, oneshot::Sender<Result<Bytes, u32>>>,
+    opening: BTreeMap<u32, oneshot::Sender<Result<OpenedFlow, KnockError>>>,
+    answers: BTreeMap<FlowId, oneshot::Sender<Result<Bytes, u32>>>,
     /// Flows of the control connection before, to be told once the reservation stands again.
     kept: Vec<(FlowId, FlowEntry)>,
 }
@@ -338,9 +338,8 @@ impl Task {
     /// Waits before the next attempt, with jitter so that clients of a restarted relay do not
     /// come all at once. Commands are refused meanwhile.
     async fn pause(&mut self, span: Duration) {
-        let mut random = [0; 1];
-        let _ = getrandom::fill(&mut random);
-        let until = self.node.clock.now() + span / 2 + span / 2 * u32::from(random[0]) / 255;
+        let [random] = self.node.random.bytes();
+        let until = self.node.clock.now() + span / 2 + span / 2 * u32::from(random) / 255;
         loop {
             tokio::select! {
                 biased;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::peer::{Command, Inputs, Peer, RelayedPath, Route};
 use crate::session::{self, Session};
 use crate::socket::{DataSocket, SocketStats};
 use crate::tables::{FlowEntry, Tables, fake_index};
-use crate::{Clock, TlsError, tls};
+use crate::{Clock, Network, Random, TlsError, tls};
 
 /// Knocks that were answered and whose sessions have not begun.
 const EXPECTED_MAX: usize = 1024;
@@ -76,6 +76,10 @@ pub struct NodeConfig {
     pub idle_timeout: Duration,
     /// The clock that everything reads.
     pub clock: Clock,
+    /// Where its sockets come from.
+    pub network: Network,
+    /// Where seeds and numbers come from.
+    pub random: Random,
 }
 
 /// Why a node could not start.
@@ -152,6 +156,8 @@ pub(crate) struct Inner {
     pub(crate) noise: NoiseKeys,
     pub(crate) incarnation: u64,
     pub(crate) clock: Clock,
+    pub(crate) network: Network,
+    pub(crate) random: Random,
     pub(crate) endpoint: quinn::Endpoint,
     pub(crate) socket: Arc<DataSocket>,
     pub(crate) tables: Arc<Tables>,
@@ -189,18 +195,20 @@ impl Node {
     pub fn bind(config: NodeConfig) -> Result<Self, BindError> {
         let address = |error| BindError::Address { addr: config.bind, error };
         let tables = Arc::new(Tables::default());
-        let socket = DataSocket::bind(config.bind, tables.clone(), config.clock.clone());
+        let socket =
+            DataSocket::bind(&config.network, config.bind, tables.clone(), config.clock.clone());
         let socket = Arc::new(socket.map_err(address)?);
         let server_crypto = tls::server_config(&config.key, sluice_proto::ALPN_SESSION)?;
         let mut server_config = quinn::ServerConfig::with_crypto(server_crypto.clone());
         server_config
             .max_incoming(EXPECTED_MAX)
             .incoming_buffer_size(INCOMING_BUFFER)
-            .incoming_buffer_size_total(INCOMING_BUFFERS);
+            .incoming_buffer_size_total(INCOMING_BUFFERS)
+            .time_source(config.clock.time_source());
         let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &config.reset_key);
         let mut endpoint_config = quinn::EndpointConfig::new(Arc::new(reset_key));
         // The first byte must tell frames and QUIC apart (RFC 9287 would clear the fixed bit).
-        endpoint_config.grease_quic_bit(false);
+        endpoint_config.grease_quic_bit(false).rng_seed(Some(config.random.bytes()));
         let endpoint = quinn::Endpoint::new_with_abstract_socket(
             endpoint_config,
             Some(server_config),
@@ -215,6 +223,8 @@ impl Node {
             noise: config.noise,
             incarnation: config.incarnation,
             clock: config.clock,
+            network: config.network,
+            random: config.random,
             endpoint,
             socket,
             tables,
@@ -311,7 +321,7 @@ impl Node {
         let (peer, inputs) = Peer::new(index);
         let guard = Registered { node: node.clone(), peer: Some(peer.clone()) };
         node.tables.peers.write().insert(index, peer.clone());
-        let session_number = random_u64();
+        let session_number = node.random.number();
         let target = Target {
             id: ticket.peer,
             noise_key: ticket.noise_key,
@@ -393,6 +403,7 @@ impl Node {
         self.inner.endpoint.close(code::SHUTDOWN.into(), b"shutting down");
         let deadline = self.inner.clock.now() + Duration::from_secs(2);
         tokio::select! {
+            biased;
             () = self.inner.endpoint.wait_idle() => {}
             () = self.inner.clock.sleep_until(deadline) => {}
         }
@@ -622,7 +633,7 @@ impl Inner {
         }
         for link in self.links() {
             if bound.ip().is_unspecified()
-                && let Some(ip) = interface_towards(link.relay().addr)
+                && let Some(ip) = self.network.local_towards(link.relay().addr)
             {
                 out.push(SocketAddr::new(ip, bound.port()));
             }
@@ -632,24 +643,6 @@ impl Inner {
         out.dedup();
         out
     }
-}
-
-/// The local address from which `remote` would be reached. Nothing is sent.
-fn interface_towards(remote: SocketAddr) -> Option<IpAddr> {
-    let any: SocketAddr = if remote.is_ipv4() {
-        (std::net::Ipv4Addr::UNSPECIFIED, 0).into()
-    } else {
-        (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
-    };
-    let socket = UdpSocket::bind(any).ok()?;
-    socket.connect(remote).ok()?;
-    Some(socket.local_addr().ok()?.ip())
-}
-
-pub(crate) fn random_u64() -> u64 {
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).expect("the system gives random bytes");
-    u64::from_ne_bytes(bytes)
 }
 
 async fn accept_sessions(node: Arc<Inner>, sessions: mpsc::Sender<Session>) {

@@ -1,6 +1,6 @@
 //! A session: one QUIC connection from end to end, and the task that keeps a path under it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,7 +15,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::epoch::{EpochFactory, PathEpoch};
 use crate::knock::{ProbeSeal, decode_candidates, encode_candidates};
-use crate::node::{Inner, Target, random_u64};
+use crate::node::{Inner, Target};
 use crate::peer::{Command, Inputs, Peer, RelayedPath, Route};
 use crate::tls;
 
@@ -138,12 +138,12 @@ impl Session {
     ) -> Self {
         let (path_sender, path) = watch::channel(None);
         let driver = Driver {
-            agent: Agent::new(target.is_some(), random_u64()),
+            agent: Agent::new(target.is_some(), node.random.number()),
             node: node.clone(),
             connection: connection.clone(),
             peer: peer.clone(),
             seal: None,
-            relays: HashMap::new(),
+            relays: BTreeMap::new(),
             epoch,
             path: path_sender,
             target,
@@ -254,7 +254,7 @@ struct Driver {
     peer: Arc<Peer>,
     agent: Agent,
     seal: Option<ProbeSeal>,
-    relays: HashMap<u32, Relayed>,
+    relays: BTreeMap<u32, Relayed>,
     epoch: Arc<PathEpoch>,
     path: watch::Sender<Option<PathInfo>>,
     /// Tenants knock again when a flow is lost; providers wait.

@@ -1,4 +1,4 @@
-//! The data socket: quinn's `AsyncUdpSocket` over one kernel UDP socket.
+//! The data socket: quinn's `AsyncUdpSocket` over one socket of the node's network.
 //!
 //! Out: quinn hands over at most 10 segments at a time; they are collected, per session, into
 //! batches of up to [`BATCH_SEGMENTS`] and sent with one system call. A hand-over of fewer than 10
@@ -18,15 +18,14 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 use quinn::{AsyncUdpSocket, UdpPoller};
-use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use quinn_udp::{RecvMeta, Transmit};
 use sluice_proto::frame::HEADER_LEN;
-use tokio::io::Interest;
-use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 
-use crate::Clock;
+use crate::network::Port;
 use crate::peer::{Outgoing, Peer, Route};
 use crate::tables::{Tables, canonical, fake_index, to_quinn};
+use crate::{Clock, Network};
 use sort::Sorter;
 
 /// Segments that quinn hands over at a time when it has more.
@@ -54,8 +53,7 @@ pub struct SocketStats {
 
 #[derive(Debug)]
 pub(crate) struct DataSocket {
-    io: UdpSocket,
-    state: UdpSocketState,
+    port: Port,
     v6: bool,
     pub(crate) tables: Arc<Tables>,
     pub(crate) stats: SocketStats,
@@ -72,23 +70,16 @@ pub(crate) struct DataSocket {
 
 impl DataSocket {
     /// Binds `addr` within a tokio runtime.
-    pub(crate) fn bind(addr: SocketAddr, tables: Arc<Tables>, clock: Clock) -> io::Result<Self> {
-        let domain = if addr.is_ipv6() { socket2::Domain::IPV6 } else { socket2::Domain::IPV4 };
-        let socket =
-            socket2::Socket::new(domain, socket2::Type::DGRAM, Some(socket2::Protocol::UDP))?;
-        if addr.is_ipv6() {
-            socket.set_only_v6(false)?;
-        }
-        socket.set_nonblocking(true)?;
-        // Best effort: the system caps both.
-        let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
-        let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
-        socket.bind(&addr.into())?;
-        let state = UdpSocketState::new((&socket).into())?;
+    pub(crate) fn bind(
+        network: &Network,
+        addr: SocketAddr,
+        tables: Arc<Tables>,
+        clock: Clock,
+    ) -> io::Result<Self> {
+        let port = network.bind(addr, SOCKET_BUFFER)?;
         let start = clock.now();
         Ok(Self {
-            io: UdpSocket::from_std(socket.into())?,
-            state,
+            port,
             v6: addr.is_ipv6(),
             tables,
             stats: SocketStats::default(),
@@ -104,7 +95,7 @@ impl DataSocket {
     }
 
     pub(crate) fn bound(&self) -> io::Result<SocketAddr> {
-        self.io.local_addr()
+        self.port.local_addr()
     }
 
     /// A flow was opened: frames that were set aside for it can be had now.
@@ -147,7 +138,7 @@ impl DataSocket {
         ecn: Option<quinn_udp::EcnCodepoint>,
     ) -> Result<(), (usize, io::Error)> {
         let destination = if self.v6 { to_quinn(to) } else { canonical(to) };
-        let per_call = segment.max(1) * self.state.max_gso_segments().max(1);
+        let per_call = segment.max(1) * self.port.send_segments();
         for (i, part) in contents.chunks(per_call).enumerate() {
             let transmit = Transmit {
                 destination,
@@ -156,10 +147,7 @@ impl DataSocket {
                 segment_size: (part.len() > segment).then_some(segment),
                 src_ip: None,
             };
-            let sent = self
-                .io
-                .try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), &transmit));
-            match sent {
+            match self.port.try_send(&transmit) {
                 Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.blocked.store(true, Relaxed);
@@ -303,7 +291,7 @@ impl DataSocket {
         let peers = std::mem::take(&mut *self.to_flush.lock());
         for peer in peers {
             while self.flush_queued(&peer).is_err() {
-                if self.io.writable().await.is_err() {
+                if self.port.writable().await.is_err() {
                     break;
                 }
             }
@@ -361,27 +349,16 @@ impl AsyncUdpSocket for DataSocket {
             return Poll::Ready(Ok(waiting));
         }
         for _ in 0..RECEIVES_PER_POLL {
-            let Poll::Ready(ready) = self.io.poll_recv_ready(cx) else {
+            let mut one = RecvMeta::default();
+            let Poll::Ready(received) = self.port.poll_receive(cx, bufs, &mut one) else {
                 sorter.wake_when_released(cx.waker(), self);
                 return Poll::Pending;
             };
-            ready?;
-            let mut one = [RecvMeta::default()];
-            // One buffer at a time: with more, a call brings so much that the cache runs over.
-            let received = self.io.try_io(Interest::READABLE, || {
-                self.state.recv((&self.io).into(), &mut bufs[..1], &mut one)
-            });
-            match received {
-                Ok(0) => {}
-                Ok(_) => {
-                    let runs = sorter.sort(self, bufs, &one[0], meta);
-                    if runs > 0 {
-                        return Poll::Ready(Ok(runs));
-                    }
+            if received? {
+                let runs = sorter.sort(self, bufs, &one, meta);
+                if runs > 0 {
+                    return Poll::Ready(Ok(runs));
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                // What an ICMP message left behind is silence on a path, not the socket's end.
-                Err(error) => tracing::trace!(%error, "receive failed"),
             }
         }
         cx.waker().wake_by_ref();
@@ -390,7 +367,7 @@ impl AsyncUdpSocket for DataSocket {
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         // Always IPv6, since the made-up addresses of sessions are.
-        self.io.local_addr().map(to_quinn)
+        self.port.local_addr().map(to_quinn)
     }
 
     fn max_transmit_segments(&self) -> usize {
@@ -398,11 +375,11 @@ impl AsyncUdpSocket for DataSocket {
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.state.gro_segments().max(1)
+        self.port.receive_segments()
     }
 
     fn may_fragment(&self) -> bool {
-        self.state.may_fragment()
+        self.port.may_fragment()
     }
 }
 
@@ -427,7 +404,7 @@ impl UdpPoller for Poller {
         }
         let socket = self.socket.clone();
         let wait =
-            self.wait.get_or_insert_with(|| Box::pin(async move { socket.io.writable().await }));
+            self.wait.get_or_insert_with(|| Box::pin(async move { socket.port.writable().await }));
         let done = ready!(wait.as_mut().poll(cx));
         self.wait = None;
         self.socket.blocked.store(false, Relaxed);

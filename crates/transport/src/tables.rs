@@ -100,7 +100,7 @@ impl Tables {
         leg: &Arc<Leg>,
     ) -> Vec<(FlowId, FlowEntry)> {
         let mut flows = self.flows.write();
-        let kept = flows
+        let mut kept: Vec<_> = flows
             .iter_mut()
             .filter(|((addr, _), _)| *addr == relay)
             .map(|((_, flow), entry)| {
@@ -109,6 +109,8 @@ impl Tables {
             })
             .collect();
         drop(flows);
+        // In an order that the map's own seed does not decide.
+        kept.sort_by_key(|(flow, _)| *flow);
         self.changed();
         kept
     }

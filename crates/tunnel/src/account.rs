@@ -131,6 +131,10 @@ impl Account {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.0.options.clock
+    }
+
     /// The provider's account of the same lease's next session, numbered `session`. What was lost
     /// with this one is remembered: a tenant that comes back again and again does not get a window
     /// for nothing each time. `presented` is the tenant's voucher if it was higher and is durable. `None` at a

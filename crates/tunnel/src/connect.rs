@@ -6,10 +6,10 @@ use std::time::Duration;
 use quinn::Connection;
 use sluice_proto::ServiceName;
 use sluice_proto::wire::{self, session::OpenService};
+use sluice_transport::Clock;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
 
 use crate::account::Account;
 use crate::pump::{self, Ended, Pumped};
@@ -47,23 +47,25 @@ pub enum ForwardError {
 pub async fn listen(
     listener: TcpListener,
     service: ServiceName,
+    clock: Clock,
     mut link: watch::Receiver<Option<Link>>,
 ) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
+            biased;
             accepted = listener.accept() => match accepted {
                 Ok((tcp, from)) => {
-                    let (service, link) = (service.clone(), link.clone());
+                    let (service, link, clock) = (service.clone(), link.clone(), clock.clone());
                     connections.spawn(async move {
-                        if let Err(error) = accept(tcp, &service, link).await {
+                        if let Err(error) = accept(tcp, &service, &clock, link).await {
                             tracing::debug!("connection from {from} to {service}: {error}");
                         }
                     });
                 }
                 Err(error) => {
                     tracing::warn!("a local connection could not be accepted: {error}");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    clock.sleep(ACCEPT_PAUSE).await;
                 }
             },
             Some(_) = connections.join_next() => {}
@@ -79,9 +81,10 @@ async fn closed(link: &mut watch::Receiver<Option<Link>>) {
 async fn accept(
     tcp: TcpStream,
     service: &ServiceName,
+    clock: &Clock,
     mut link: watch::Receiver<Option<Link>>,
 ) -> Result<Pumped, ForwardError> {
-    let up = timeout(SESSION_WAIT, link.wait_for(Option::is_some)).await;
+    let up = clock.timeout(SESSION_WAIT, link.wait_for(Option::is_some)).await;
     let Some(link) = up.ok().and_then(Result::ok).and_then(|link| link.clone()) else {
         tcp::reset(tcp);
         return Err(ForwardError::NoSession);

@@ -9,9 +9,9 @@ use bytes::Bytes;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use sluice_proto::ServiceName;
 use sluice_proto::wire::{self, code, session::OpenService};
+use sluice_transport::Clock;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
 
 use crate::account::Account;
 use crate::pump::{self, Ended, Pumped};
@@ -58,6 +58,7 @@ pub async fn serve(
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {
+            biased;
             stream = connection.accept_bi() => match stream {
                 Ok((send, recv)) => {
                     let (connection, services) = (connection.clone(), Arc::clone(&services));
@@ -129,7 +130,7 @@ pub async fn serve_stream(
     mut send: SendStream,
     mut recv: RecvStream,
 ) -> Result<Pumped, OpenError> {
-    let tcp = match open(services, &mut recv).await {
+    let tcp = match open(services, account.clock(), &mut recv).await {
         Ok(tcp) => tcp,
         Err(error) => {
             pump::abort(&mut send, &mut recv, error.code());
@@ -141,13 +142,17 @@ pub async fn serve_stream(
     Ok(pumped)
 }
 
-async fn open(services: &Services, recv: &mut RecvStream) -> Result<TcpStream, OpenError> {
-    let preamble = timeout(OPEN_WAIT, read_preamble(recv)).await.ok().flatten();
+async fn open(
+    services: &Services,
+    clock: &Clock,
+    recv: &mut RecvStream,
+) -> Result<TcpStream, OpenError> {
+    let preamble = clock.timeout(OPEN_WAIT, read_preamble(recv)).await.ok().flatten();
     let preamble = preamble.ok_or(OpenError::Preamble)?;
     let Some((name, addr)) = services.find(&preamble.service) else {
         return Err(OpenError::NoSuchService(wire::display_text(&preamble.service)));
     };
-    let reason = match timeout(OPEN_WAIT, TcpStream::connect(addr)).await {
+    let reason = match clock.timeout(OPEN_WAIT, TcpStream::connect(addr)).await {
         Ok(Ok(tcp)) => {
             // Without it small messages wait for acknowledgements; nothing else is lost.
             let _ = tcp.set_nodelay(true);

@@ -8,6 +8,7 @@ use sluice_chain::Chain;
 use sluice_ledger::Ledger;
 use sluice_proto::{EthAddress, Keypair, Price};
 use sluice_relay_core::Limits;
+use sluice_transport::{Clock, Network, Random};
 
 /// Where a relay's money lives. Needed when its price is not 0.
 #[derive(Debug, Clone)]
@@ -60,14 +61,19 @@ pub struct RelayConfig {
     /// Key of QUIC's stateless resets: 32 random bytes that are kept on disk, so that clients
     /// notice a restart at once.
     pub reset_key: [u8; 32],
+    /// The clock that everything reads.
+    pub clock: Clock,
+    /// Where its sockets come from. Not the kernel: one task forwards, and there are no threads.
+    pub network: Network,
+    /// Where seeds and numbers come from.
+    pub random: Random,
 }
 
 impl RelayConfig {
     /// A relay at price 0 with the default bounds and a reset key of its own.
     #[must_use]
     pub fn new(keypair: Keypair, bind: SocketAddr) -> Self {
-        let mut reset_key = [0; 32];
-        getrandom::fill(&mut reset_key).expect("the system has random bytes");
+        let random = Random::default();
         Self {
             keypair,
             bind,
@@ -79,7 +85,10 @@ impl RelayConfig {
             reservation_ttl: Duration::from_secs(30 * 24 * 3600),
             limits: Limits::default(),
             payment: None,
-            reset_key,
+            reset_key: random.bytes(),
+            clock: Clock::default(),
+            network: Network::Kernel,
+            random,
         }
     }
 }

@@ -10,7 +10,6 @@ use sluice_proto::frame::EXPORTER_LABEL;
 use sluice_proto::wire::control::Control;
 use sluice_proto::wire::{self, MESSAGE_MAX, code};
 use sluice_relay_core::{LegId, ReturnAddress};
-use tokio::time::timeout;
 
 use crate::shared::{Next, Outbox, Shared, close_code};
 
@@ -53,7 +52,10 @@ async fn welcome(
 ) -> Result<(), &'static str> {
     let local = incoming.local_ip().filter(|_| any_address);
     let connecting = incoming.accept().map_err(|_| "refused")?;
-    let connection = timeout(HANDSHAKE_WITHIN, connecting)
+    let connection = shared
+        .desk
+        .clock()
+        .timeout(HANDSHAKE_WITHIN, connecting)
         .await
         .map_err(|_| "the handshake took too long")?
         .map_err(|_| "the handshake failed")?;
@@ -103,7 +105,10 @@ async fn serve(
     connection: &Connection,
     outbox: &Outbox,
 ) -> Result<(), &'static str> {
-    let (mut send, mut receive) = timeout(STREAM_WITHIN, connection.accept_bi())
+    let (mut send, mut receive) = shared
+        .desk
+        .clock()
+        .timeout(STREAM_WITHIN, connection.accept_bi())
         .await
         .map_err(|_| "no control stream was opened")?
         .map_err(|_| "the connection was lost")?;
@@ -115,7 +120,7 @@ async fn serve(
                     send.write_all(&bytes).await.map_err(|_| "failed to write")?;
                 }
                 Next::Close(code, reason) => {
-                    last_words(&mut send).await;
+                    last_words(shared, &mut send).await;
                     connection.close(close_code(code), reason.as_bytes());
                     return Err(reason);
                 }
@@ -175,8 +180,8 @@ fn messages(
     Ok(())
 }
 
-async fn last_words(send: &mut SendStream) {
+async fn last_words(shared: &Shared, send: &mut SendStream) {
     if send.finish().is_ok() {
-        let _ = timeout(LAST_WORDS, send.stopped()).await;
+        let _ = shared.desk.clock().timeout(LAST_WORDS, send.stopped()).await;
     }
 }

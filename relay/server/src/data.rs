@@ -3,9 +3,9 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
 
 use sluice_relay_core::{Dropped, Event, Forwarder, Output, ReturnAddress};
+use sluice_transport::Clock;
 use tokio::sync::mpsc;
 
 use crate::endpoint::QuicQueue;
@@ -32,6 +32,7 @@ pub(crate) struct DataThread {
     pub(crate) events: mpsc::Sender<Event>,
     pub(crate) counts: Arc<ThreadCounts>,
     pub(crate) stop: Arc<AtomicBool>,
+    pub(crate) clock: Clock,
     /// Whether the sockets are bound to every address of the host.
     pub(crate) any_address: bool,
 }
@@ -52,11 +53,19 @@ impl DataThread {
         }
     }
 
+    /// Forwards on a network other than the kernel's until it is dropped.
+    pub(crate) async fn run_as_task(self) {
+        let mut buffer = vec![0; BUFFER];
+        while let Ok(meta) = self.socket.received(&mut buffer).await {
+            self.batch(&meta, &mut buffer[..meta.len]);
+        }
+    }
+
     fn batch(&self, meta: &quinn_udp::RecvMeta, batch: &mut [u8]) {
         let local = meta.dst_ip.filter(|_| self.any_address);
         let from = ReturnAddress { remote: meta.addr, local };
         let mut forwarded = 0;
-        self.forwarder.forward(Instant::now(), from, batch, meta.stride, &mut |output| {
+        self.forwarder.forward(self.clock.now(), from, batch, meta.stride, &mut |output| {
             match output {
                 Output::Frames { to, bytes, segment } => {
                     if self.send(to, bytes, segment, meta.ecn) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use sluice_ledger::{ChannelStatus, Edge, LeaseRow, Role};
@@ -12,9 +12,10 @@ use sluice_proto::wire::control::ReserveOffer;
 use sluice_proto::wire::{code, pay};
 use sluice_proto::{Amount, Keypair, LeaseId, PeerId, Price, window_bytes};
 use sluice_relay_core::{LegId, Reserve};
+use sluice_transport::{Clock, Random};
 
 use crate::config::{RelayConfig, RelayPayment};
-use crate::meters::{NewMeter, StarterPlace, month, stored};
+use crate::meters::{NewMeter, StarterPlace, stored};
 use crate::payment::{Declined, Shown, declined};
 use crate::shared::Shared;
 
@@ -40,6 +41,8 @@ struct Offered {
 /// The relay's terms, and the offers that are out.
 #[derive(Debug)]
 pub(crate) struct Desk {
+    clock: Clock,
+    random: Random,
     keypair: Keypair,
     peer: PeerId,
     price: Price,
@@ -54,6 +57,8 @@ pub(crate) struct Desk {
 impl Desk {
     pub(crate) fn new(config: &RelayConfig) -> Self {
         Self {
+            clock: config.clock.clone(),
+            random: config.random.clone(),
             keypair: config.keypair.clone(),
             peer: config.keypair.public().to_peer_id(),
             price: config.price,
@@ -76,6 +81,30 @@ impl Desk {
         self.payment.as_ref()
     }
 
+    /// The clock that the relay reads.
+    pub(crate) const fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Monotonic time.
+    pub(crate) fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    fn unix_s(&self) -> u64 {
+        self.clock.unix_time().as_secs()
+    }
+
+    /// The month, as the ledger's starter bytes are numbered: a twelfth of a year each.
+    pub(crate) fn month(&self) -> u32 {
+        const MONTH_S: u64 = 2_629_746;
+        u32::try_from(self.unix_s() / MONTH_S).unwrap_or(u32::MAX)
+    }
+
+    fn random_lease(&self) -> LeaseId {
+        LeaseId(self.random.bytes())
+    }
+
     /// Forgets what was offered on a control connection.
     pub(crate) fn forget(&self, leg: LegId) {
         self.offers.lock().remove(&leg);
@@ -92,7 +121,7 @@ impl Desk {
             payment: self.payment.as_ref().map(RelayPayment::terms),
             starter_bytes: if self.payment.is_some() { self.starter_bytes } else { 0 },
             idle_timeout_s: IDLE_TIMEOUT_S,
-            expires_unix_s: unix_s().saturating_add(self.ttl.as_secs()),
+            expires_unix_s: self.unix_s().saturating_add(self.ttl.as_secs()),
             rate_max: self.rate_max,
         }
     }
@@ -103,7 +132,7 @@ impl Desk {
         // The window is what was signed: it does not follow the round-trip time.
         let (expires_unix_s, window) = (now.expires_unix_s, now.window);
         let same = Terms { expires_unix_s, window, ..terms.clone() } == now;
-        same && terms.expires_unix_s > unix_s().saturating_add(RENEW_BEFORE_S)
+        same && terms.expires_unix_s > self.unix_s().saturating_add(RENEW_BEFORE_S)
     }
 
     fn keep(&self, leg: LegId, offered: Offered) -> Result<(), Declined> {
@@ -147,19 +176,20 @@ impl Shared {
         let rtt = self.outbox(leg).map_or(Duration::ZERO, |outbox| outbox.connection().rtt());
         let Some(payment) = &self.desk.payment else {
             let known = self.drive(|admission, _| admission.account_of(&peer));
-            let lease = known.map_or_else(random_lease, |account| account.lease());
+            let lease = known.map_or_else(|| self.desk.random_lease(), |account| account.lease());
             let terms = self.desk.terms(peer, lease, rtt);
             let signed = terms.sign(&self.desk.keypair);
             self.desk.keep(leg, Offered { terms, signed: signed.clone(), row: None })?;
             return Ok(ReserveOffer { terms: Some(signed), starter_left: 0, newest: None });
         };
-        let row = payment.ledger.lease_with(peer, Edge::Relay, Role::Payee, unix_s()).await?;
+        let row =
+            payment.ledger.lease_with(peer, Edge::Relay, Role::Payee, self.desk.unix_s()).await?;
         let offered = match row {
             Some(row) => self.offer_again(row).await?,
             None => None,
         };
         let offered = offered.unwrap_or_else(|| {
-            let terms = self.desk.terms(peer, random_lease(), rtt);
+            let terms = self.desk.terms(peer, self.desk.random_lease(), rtt);
             let signed = terms.sign(&self.desk.keypair);
             Offered { terms, signed, row: None }
         });
@@ -197,7 +227,7 @@ impl Shared {
         else {
             return Ok((prefix, 0));
         };
-        let given = payment.ledger.starter_given(*peer, prefix.clone(), month()).await?;
+        let given = payment.ledger.starter_given(*peer, prefix.clone(), self.desk.month()).await?;
         let (of_prefix, of_all) = self.meters.promised(peer, &prefix);
         let to_prefix = given.to_prefix.saturating_add(of_prefix);
         let of_node = self.desk.starter_bytes.saturating_sub(given.to_peer.max(to_prefix));
@@ -229,7 +259,8 @@ impl Shared {
         terms: &Terms,
         room: Option<u64>,
     ) -> Option<(Arc<sluice_relay_core::Account>, sluice_relay_core::AccountTotals)> {
-        let left = Duration::from_secs(terms.expires_unix_s.saturating_sub(unix_s())).min(TTL_MAX);
+        let left = Duration::from_secs(terms.expires_unix_s.saturating_sub(self.desk.unix_s()))
+            .min(TTL_MAX);
         self.drive(|admission, now| {
             let reserve = Reserve {
                 lease: terms.lease,
@@ -282,7 +313,7 @@ impl Shared {
             }
         }
         self.meter(&peer, |_, _| {});
-        let debt = self.meters.debt(&peer, meter.paid(), Instant::now());
+        let debt = self.meters.debt(&peer, meter.paid(), self.desk.now());
         let room = meter.limit().saturating_sub(debt);
         let Some((account, start)) = self.reserve(leg, &terms, Some(room)) else { return Ok(()) };
         tracing::info!(
@@ -358,12 +389,6 @@ impl Shared {
     }
 }
 
-fn random_lease() -> LeaseId {
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).expect("the system has random bytes");
-    LeaseId(bytes)
-}
-
 /// A /24 or /48, as the ledger's starter bytes name it.
 fn prefix(ip: IpAddr) -> String {
     match ip.to_canonical() {
@@ -376,8 +401,4 @@ fn prefix(ip: IpAddr) -> String {
             format!("{a:x}:{b:x}:{c:x}::/48")
         }
     }
-}
-
-pub(crate) fn unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

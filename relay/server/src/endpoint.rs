@@ -15,7 +15,7 @@ use quinn_proto::HashedConnectionIdGenerator;
 use sluice_proto::{ALPN_RELAY, Keypair};
 use sluice_relay_core::{Limits, ReturnAddress};
 
-use crate::config::RelayError;
+use crate::config::{RelayConfig, RelayError};
 use crate::sockets::RelaySocket;
 
 /// QUIC packets that wait for the endpoint.
@@ -150,11 +150,9 @@ impl UdpPoller for AlwaysReady {
 /// The endpoint over `socket`. Must be called within a tokio runtime.
 pub(crate) fn start(
     socket: Arc<QuicQueue>,
-    keypair: &Keypair,
-    reset_key: &[u8; 32],
-    limits: &Limits,
+    config: &RelayConfig,
 ) -> Result<quinn::Endpoint, RelayError> {
-    let hmac = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, reset_key);
+    let hmac = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &config.reset_key);
     // A reset is sent only for connection ids that are our own: after a restart too.
     let cid_key = u64::from_be_bytes(
         aws_lc_rs::hmac::sign(&hmac, b"sluice connection ids").as_ref()[..8]
@@ -164,9 +162,11 @@ pub(crate) fn start(
     let mut endpoint = EndpointConfig::new(Arc::new(hmac));
     endpoint
         .grease_quic_bit(false)
+        .rng_seed(Some(config.random.bytes()))
         .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid_key)));
-    let server = server_config(keypair, limits)?;
-    let runtime = Arc::new(quinn::TokioRuntime);
+    let mut server = server_config(&config.keypair, &config.limits)?;
+    server.time_source(config.clock.time_source());
+    let runtime = config.clock.runtime();
     quinn::Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)
         .map_err(|e| RelayError::System("start the QUIC endpoint", e))
 }

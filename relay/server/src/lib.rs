@@ -25,10 +25,6 @@
 //! # Ok(())
 //! # }
 //! ```
-#![expect(
-    clippy::disallowed_methods,
-    reason = "an I/O crate: its threads read the clock, and it draws its own seed"
-)]
 
 mod config;
 mod control;

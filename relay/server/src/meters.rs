@@ -259,7 +259,7 @@ impl Shared {
         }
         let unpaid = meter.new.meter.unpaid().saturating_sub(meter.new.meter.starter_used());
         let debt = unpaid.saturating_add(meter.debt());
-        self.meters.remember_debt(*peer, debt, Instant::now());
+        self.meters.remember_debt(*peer, debt, self.desk.now());
         let stats = meter.stats(*peer);
         tracing::info!(
             holder = %peer, lease = %stats.lease, paid = stats.paid.total(),
@@ -302,7 +302,7 @@ impl Shared {
         let mut todo = Todo::default();
         {
             let mut meter = entry.lock();
-            let now = Instant::now();
+            let now = self.desk.now();
             if let Some(connection) = &connection {
                 meter.new.meter.handle_pto(connection.rtt() * 2);
             }
@@ -378,10 +378,4 @@ pub(crate) fn stored(record: VoucherRecord) -> StoredVoucher {
         voucher: record.voucher,
         session: record.session,
     }
-}
-
-/// The month, as the ledger's starter bytes are numbered: a twelfth of a year each.
-pub(crate) fn month() -> u32 {
-    const MONTH_S: u64 = 2_629_746;
-    u32::try_from(crate::desk::unix_s() / MONTH_S).unwrap_or(u32::MAX)
 }

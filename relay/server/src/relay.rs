@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sluice_proto::PeerId;
 use sluice_proto::wire::code;
 use sluice_relay_core::{Admission, Dropped, Event, FlowStats, Forwarder, ReservationStats};
+use sluice_transport::Network;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -82,17 +83,17 @@ impl Relay {
         if config.price.is_zero() == config.payment.is_some() {
             return Err(RelayError::Payment);
         }
-        let lanes = match config.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            n => n,
+        let lanes = match (&config.network, config.threads) {
+            (Network::Other(_), _) => 1,
+            (Network::Kernel, 0) => std::thread::available_parallelism().map_or(1, usize::from),
+            (Network::Kernel, n) => n,
         };
-        let port = sockets::bind(config.bind, lanes)?;
+        let port = sockets::bind(&config.network, config.bind, lanes)?;
         let address = port.address;
         let sockets: Vec<_> = port.sockets.into_iter().map(Arc::new).collect();
         let quic = Arc::new(QuicQueue::new(sockets[0].clone(), address));
-        let endpoint =
-            endpoint::start(quic.clone(), &config.keypair, &config.reset_key, &config.limits)?;
-        let (now, seed) = (Instant::now(), random_seed());
+        let endpoint = endpoint::start(quic.clone(), &config)?;
+        let (now, seed) = (config.clock.now(), config.random.bytes());
         let forwarder = Arc::new(Forwarder::new(seed, now));
         let lanes = u32::try_from(lanes).expect("as many as cores");
         let admission = Admission::new(forwarder.clone(), config.limits.clone(), lanes, now);
@@ -127,8 +128,13 @@ impl Relay {
                 events: events.clone(),
                 counts,
                 stop: relay.stop.clone(),
+                clock: config.clock.clone(),
                 any_address,
             };
+            if matches!(config.network, Network::Other(_)) {
+                relay.tasks.spawn(thread.run_as_task());
+                continue;
+            }
             let handle = std::thread::Builder::new()
                 .name(format!("relay-{i}"))
                 .spawn(move || thread.run())
@@ -172,10 +178,11 @@ impl Relay {
     /// Asks every client to leave, goes on forwarding until no flow stands or the time is over,
     /// claims what is owed and waits up to 3 s for the vouchers, then stops.
     pub async fn drain(self, within: Duration) {
-        let deadline = Instant::now() + within;
+        let clock = self.shared.desk.clock();
+        let deadline = clock.now() + within;
         self.shared.drive(|admission, _| admission.drain(within));
-        while Instant::now() < deadline && self.shared.drive(|admission, _| admission.flows()) > 0 {
-            tokio::time::sleep(DRAIN_POLL).await;
+        while clock.now() < deadline && self.shared.drive(|admission, _| admission.flows()) > 0 {
+            clock.sleep(DRAIN_POLL).await;
         }
         self.shared.settle_accounts().await;
         self.stop().await;
@@ -185,7 +192,8 @@ impl Relay {
     pub async fn stop(mut self) {
         self.endpoint.close(close_code(code::SHUTDOWN), b"the relay is shutting down");
         // The close is sent once; who misses it hears a stateless reset or nothing.
-        let _ = tokio::time::timeout(DRAIN_POLL, self.endpoint.wait_idle()).await;
+        let clock = self.shared.desk.clock().clone();
+        let _ = clock.timeout(DRAIN_POLL, self.endpoint.wait_idle()).await;
         self.tasks.shutdown().await;
         self.quic.close();
         self.stop.store(true, Ordering::Relaxed);
@@ -216,7 +224,8 @@ async fn keep_time(shared: Arc<Shared>) {
         match due {
             Some((at, _)) => {
                 tokio::select! {
-                    () = tokio::time::sleep_until(at.into()) => {
+                    biased;
+                    () = shared.desk.clock().sleep_until(at) => {
                         shared.drive(|admission, now| admission.handle_timeout(now));
                     }
                     () = shared.timer.notified() => {}
@@ -232,10 +241,4 @@ async fn hear(shared: Arc<Shared>, mut events: mpsc::Receiver<Event>) {
     while let Some(event) = events.recv().await {
         shared.drive(|admission, now| admission.handle_event(event, now));
     }
-}
-
-fn random_seed() -> [u8; 16] {
-    let mut seed = [0; 16];
-    getrandom::fill(&mut seed).expect("the system has random bytes");
-    seed
 }

@@ -115,7 +115,7 @@ impl Shared {
         let result = {
             let mut admission = self.admission.lock();
             let before = admission.poll_timeout();
-            let result = f(&mut admission, Instant::now());
+            let result = f(&mut admission, self.desk.now());
             while let Some(action) = admission.poll_action() {
                 // Under the lock, so that each client hears of things in their order.
                 later.extend(self.deliver(action));

@@ -1,12 +1,15 @@
 //! The port's sockets: one per thread.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
-use quinn_udp::{EcnCodepoint, Transmit, UdpSocketState};
+use quinn::AsyncUdpSocket;
+use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use sluice_relay_core::ReturnAddress;
+use sluice_transport::Network;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::RelayError;
@@ -22,9 +25,11 @@ const SEND_TIMEOUT: Duration = Duration::from_millis(1);
 
 /// One UDP socket with its offloads.
 #[derive(Debug)]
-pub(crate) struct RelaySocket {
-    socket: UdpSocket,
-    state: UdpSocketState,
+pub(crate) enum RelaySocket {
+    /// The kernel's: blocks.
+    Kernel(UdpSocket, UdpSocketState),
+    /// Another network's: a task receives.
+    Other(Arc<dyn AsyncUdpSocket>),
 }
 
 impl RelaySocket {
@@ -40,14 +45,24 @@ impl RelaySocket {
             .set_read_timeout(Some(RECEIVE_TIMEOUT))
             .and_then(|()| socket.set_write_timeout(Some(SEND_TIMEOUT)))
             .map_err(system("set the timeouts of the relay's socket"))?;
-        Ok(Self { socket, state })
+        Ok(Self::Kernel(socket, state))
     }
 
-    /// Receives one batch: its length, stride, source and ECN bits.
-    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<quinn_udp::RecvMeta> {
-        let mut meta = [quinn_udp::RecvMeta::default()];
+    /// Receives one batch from the kernel: its length, stride, source and ECN bits.
+    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<RecvMeta> {
+        let Self::Kernel(socket, state) = self else { return Err(ErrorKind::Unsupported.into()) };
+        let mut meta = [RecvMeta::default()];
         let mut buffers = [io::IoSliceMut::new(buffer)];
-        self.state.recv((&self.socket).into(), &mut buffers, &mut meta)?;
+        state.recv(socket.into(), &mut buffers, &mut meta)?;
+        Ok(meta[0])
+    }
+
+    /// The same on another network.
+    pub(crate) async fn received(&self, buffer: &mut [u8]) -> io::Result<RecvMeta> {
+        let Self::Other(socket) = self else { return Err(ErrorKind::Unsupported.into()) };
+        let mut meta = [RecvMeta::default()];
+        let mut buffers = [io::IoSliceMut::new(buffer)];
+        std::future::poll_fn(|cx| socket.poll_recv(cx, &mut buffers, &mut meta)).await?;
         Ok(meta[0])
     }
 
@@ -62,7 +77,7 @@ impl RelaySocket {
         segment: usize,
         ecn: Option<EcnCodepoint>,
     ) -> io::Result<()> {
-        if bytes.len() > segment && self.state.max_gso_segments() == 1 {
+        if bytes.len() > segment && self.segments_max() == 1 {
             return bytes.chunks(segment).try_for_each(|one| self.send(to, one, segment, ecn));
         }
         let transmit = Transmit {
@@ -72,7 +87,17 @@ impl RelaySocket {
             segment_size: (bytes.len() > segment).then_some(segment),
             src_ip: to.local,
         };
-        self.state.send((&self.socket).into(), &transmit)
+        match self {
+            Self::Kernel(socket, state) => state.send(socket.into(), &transmit),
+            Self::Other(socket) => socket.try_send(&transmit),
+        }
+    }
+
+    fn segments_max(&self) -> usize {
+        match self {
+            Self::Kernel(_, state) => state.max_gso_segments(),
+            Self::Other(socket) => socket.max_transmit_segments(),
+        }
     }
 }
 
@@ -82,17 +107,28 @@ pub(crate) struct Port {
     pub(crate) address: SocketAddr,
 }
 
-/// Binds `count` sockets to one port.
-pub(crate) fn bind(address: SocketAddr, count: usize) -> Result<Port, RelayError> {
+/// Binds `count` sockets to one port: the kernel's can share it, another network gives one.
+pub(crate) fn bind(
+    network: &Network,
+    address: SocketAddr,
+    count: usize,
+) -> Result<Port, RelayError> {
+    let Network::Other(fabric) = network else { return bind_kernel(address, count) };
+    let socket = fabric.bind(address).map_err(|e| bind_error(address, e))?;
+    let address = socket.local_addr().map_err(|e| bind_error(address, e))?;
+    Ok(Port { sockets: vec![RelaySocket::Other(socket)], address })
+}
+
+fn bind_kernel(address: SocketAddr, count: usize) -> Result<Port, RelayError> {
     let address = probe(address)?;
     let mut sockets = Vec::with_capacity(count);
     for _ in 0..count {
         let socket = open(address, true).map_err(|e| bind_error(address, e))?;
         sockets.push(RelaySocket::new(socket)?);
     }
-    if count > 1 {
+    if let (true, RelaySocket::Kernel(first, _)) = (count > 1, &sockets[0]) {
         let lanes = u32::try_from(count).expect("as many as cores");
-        steer_frames(sockets[0].socket.as_fd(), lanes)
+        steer_frames(first.as_fd(), lanes)
             .map_err(|e| RelayError::System("attach the program that steers flows", e))?;
     }
     Ok(Port { sockets, address })
@@ -118,7 +154,7 @@ fn open(address: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
 }
 
 fn bind_error(address: SocketAddr, error: io::Error) -> RelayError {
-    if error.kind() == io::ErrorKind::AddrInUse {
+    if error.kind() == ErrorKind::AddrInUse {
         RelayError::PortInUse(address)
     } else {
         RelayError::Bind(address, error)

@@ -11,7 +11,8 @@ use sluice_proto::wire::code;
 use sluice_proto::wire::session::{Goodbye, session::Kind};
 use sluice_proto::{Amount, PeerId, Price, ServiceName, Ticket};
 use sluice_transport::{
-    AcceptPolicy, Clock, Node, NodeConfig, NoiseKeys, PathBytes, RelayLink, Session,
+    AcceptPolicy, Clock, Network, Node, NodeConfig, NoiseKeys, PathBytes, Random, RelayLink,
+    Session,
 };
 use sluice_tunnel::{Account, AccountOptions, Link, Persist, Snapshot, listen};
 use tokio::net::TcpListener;
@@ -153,7 +154,7 @@ impl Connect {
         tasks.spawn(tenant.keep(live, current, links, asked));
         let mut listening = JoinSet::new();
         for (listener, service) in listeners {
-            listening.spawn(listen(listener, service, link_now.clone()));
+            listening.spawn(listen(listener, service, node.clock().clone(), link_now.clone()));
         }
         let map = local.iter().map(|(a, s)| format!("{a}={s}")).collect();
         let mut ready = live_now.clone();
@@ -252,6 +253,8 @@ impl Tenant {
             accept: AcceptPolicy::Nobody,
             idle_timeout: options.idle_timeout,
             clock: clock.clone(),
+            network: Network::Kernel,
+            random: Random::default(),
         })?;
         let links = options.ticket.relays.iter().map(|r| node.link(*r, None)).collect();
         let guest = Guest {

@@ -13,7 +13,9 @@ use sluice_metering::Payee;
 use sluice_proto::wire::code;
 use sluice_proto::wire::session::{Goodbye, session::Kind};
 use sluice_proto::{Amount, Invite, LeaseId, PeerId, Price, RelayAddr, Ticket};
-use sluice_transport::{AcceptPolicy, Clock, Node, NodeConfig, NoiseKeys, RelayLink, Session};
+use sluice_transport::{
+    AcceptPolicy, Clock, Network, Node, NodeConfig, NoiseKeys, Random, RelayLink, Session,
+};
 use sluice_tunnel::{Account, AccountOptions, Services, Snapshot, serve};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -138,6 +140,8 @@ impl Provide {
             accept: AcceptPolicy::Invited(identity.invites),
             idle_timeout: options.idle_timeout,
             clock: clock.clone(),
+            network: Network::Kernel,
+            random: Random::default(),
         })?;
         let shared = Arc::new(Shared {
             host: Host {

@@ -19,8 +19,8 @@ use sluice_proto::wire::{control, pay};
 use sluice_proto::{Invite, Keypair, RelayAddr, Ticket, Topic, sign};
 use sluice_relay::{Relay, RelayConfig, RelayError};
 use sluice_transport::{
-    AcceptPolicy, Clock, LinkEvent, LinkState, Node, NodeConfig, NoiseKeys, PathKind, RelayLink,
-    Session,
+    AcceptPolicy, Clock, LinkEvent, LinkState, Network, Node, NodeConfig, NoiseKeys, PathKind,
+    Random, RelayLink, Session,
 };
 use tokio::sync::mpsc;
 
@@ -181,6 +181,8 @@ pub(crate) fn some_node_at(
         accept,
         idle_timeout: Duration::from_secs(60),
         clock,
+        network: Network::Kernel,
+        random: Random::default(),
     };
     (Node::bind(config).unwrap(), noise)
 }

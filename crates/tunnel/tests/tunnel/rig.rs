@@ -221,7 +221,7 @@ impl Rig {
     pub(crate) async fn local_port(&self, name: &str) -> SocketAddr {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
         let addr = listener.local_addr().expect("bound");
-        tokio::spawn(listen(listener, service(name), self.links.subscribe()));
+        tokio::spawn(listen(listener, service(name), Clock::default(), self.links.subscribe()));
         addr
     }
 

@@ -8,7 +8,7 @@ use sluice_metering::RelayMeter;
 use sluice_proto::PeerId;
 use sluice_proto::wire::code;
 
-use super::{Meter, month, stored};
+use super::{Meter, stored};
 use crate::payment::Unfit;
 use crate::shared::Shared;
 
@@ -54,7 +54,7 @@ impl Shared {
     ) {
         let Some(payment) = self.desk.payment() else { return };
         let prefix = entry.lock().new.starter.prefix.clone();
-        let result = payment.ledger.record_starter(peer, prefix, month(), bytes).await;
+        let result = payment.ledger.record_starter(peer, prefix, self.desk.month(), bytes).await;
         if let Err(error) = result {
             tracing::error!(%error, holder = %peer, "starter bytes could not be written down");
             self.meter(&peer, RelayMeter::handle_ledger_failed);
@@ -90,21 +90,24 @@ impl Shared {
 
     /// Calls the accounts when it is time.
     pub(crate) async fn keep_accounts(self: Arc<Self>) {
-        let mut look = tokio::time::interval(LOOK_EVERY);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let clock = self.desk.clock();
+        let mut look = clock.now();
         loop {
             let due = self.meters.due.lock().first().map(|(at, _)| *at);
             tokio::select! {
-                _ = look.tick() => self.look_over(),
-                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now).into()),
-                    if due.is_some() => self.call_due(),
+                biased;
+                () = clock.sleep_until(look) => {
+                    self.look_over();
+                    look = clock.now() + LOOK_EVERY;
+                }
+                () = clock.sleep_until(due.unwrap_or(look)), if due.is_some() => self.call_due(),
                 () = self.meters.notify.notified() => {}
             }
         }
     }
 
     fn call_due(self: &Arc<Self>) {
-        let now = Instant::now();
+        let now = self.desk.now();
         let due: Vec<(Instant, PeerId)> =
             self.meters.due.lock().iter().take_while(|(at, _)| *at <= now).copied().collect();
         for (at, peer) in due {
@@ -117,7 +120,7 @@ impl Shared {
     }
 
     fn look_over(self: &Arc<Self>) {
-        let now = Instant::now();
+        let now = self.desk.now();
         for (peer, entry) in self.meters.all() {
             let (moved, read) = {
                 let mut meter = entry.lock();
@@ -154,12 +157,13 @@ impl Shared {
 
     /// Claims what is left of every account, and waits a little for the vouchers.
     pub(crate) async fn settle_accounts(self: &Arc<Self>) {
-        let deadline = Instant::now() + SETTLE_WITHIN;
+        let clock = self.desk.clock();
+        let deadline = clock.now() + SETTLE_WITHIN;
         for (peer, _) in self.meters.all() {
             self.meter(&peer, |meter, _| meter.flush());
         }
-        while Instant::now() < deadline && self.is_owed() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        while clock.now() < deadline && self.is_owed() {
+            clock.sleep(Duration::from_millis(20)).await;
         }
         for (peer, _) in self.meters.all() {
             self.remove_meter(&peer);
