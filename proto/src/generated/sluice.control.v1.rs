@@ -65,9 +65,11 @@ pub struct Welcome {
     /// context of the frame keys' exporter, big-endian
     #[prost(fixed64, tag = "3")]
     pub leg: u64,
-    /// how the relay sees the client: 4 or 16 bytes of address, 2 of port
+    /// how the relay sees the client: 4 or 16 bytes of address, 2 of port;
     #[prost(bytes = "bytes", tag = "4")]
     pub observed: ::prost::bytes::Bytes,
+    /// empty over TCP
+    ///
     /// flow number of keepalive frames
     #[prost(fixed32, tag = "5")]
     pub own_flow: u32,

@@ -51,6 +51,14 @@ kinds! {
     SendBuffer "send_buffer",
     /// The queue to the QUIC endpoint was full.
     QuicQueue "quic_queue",
+    /// The queue to a client's TCP connection was full, or the connection gone.
+    StreamQueue "stream_queue",
+    /// A TCP connection beyond the bounds on them.
+    StreamRefused "stream_refused",
+    /// A TCP connection that broke the rules, or stopped in the middle.
+    StreamBroken "stream_broken",
+    /// From an address that no packet can come from.
+    Source "source",
 }
 
 /// Counts of what was dropped. Shared by threads.

@@ -291,7 +291,7 @@ impl Forwarder {
         if !verified.from_home && self.challenge(&leg, from, now_ms, out) {
             return;
         }
-        if let Some((bytes, len)) = leg.keepalive_ack(from.remote) {
+        if let Some((bytes, len)) = leg.keepalive_ack(from) {
             out(Output::Answer { to: from, bytes: &bytes[..len] });
         }
     }

@@ -1,7 +1,7 @@
 //! One client, as the forwarding path knows it.
 
 use std::hash::Hasher;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
@@ -46,7 +46,7 @@ struct Wire {
 
 #[derive(Debug)]
 struct Challenge {
-    to: SocketAddr,
+    to: ReturnAddress,
     nonce: [u8; CHALLENGE_LEN],
     at_ms: u64,
 }
@@ -187,15 +187,20 @@ impl Leg {
         Some((out, len))
     }
 
-    /// The answer to a keepalive from `from`: how the relay sees the client.
-    pub(crate) fn keepalive_ack(&self, from: SocketAddr) -> Option<([u8; 64], usize)> {
+    /// The answer to a keepalive from `from`: how the relay sees the client; port 0 over a stream,
+    /// since that says nothing of UDP.
+    pub(crate) fn keepalive_ack(&self, from: ReturnAddress) -> Option<([u8; 64], usize)> {
         let mut payload = [0; KEEPALIVE_LEN];
-        let ip = match from.ip() {
+        let (ip, port) = match from.stream() {
+            Some(_) => (Ipv6Addr::UNSPECIFIED.into(), 0),
+            None => (from.remote.ip(), from.remote.port()),
+        };
+        let ip = match ip {
             IpAddr::V4(ip) => ip.to_ipv6_mapped(),
             IpAddr::V6(ip) => ip,
         };
         payload[..16].copy_from_slice(&ip.octets());
-        payload[16..].copy_from_slice(&from.port().to_be_bytes());
+        payload[16..].copy_from_slice(&port.to_be_bytes());
         self.own_frame(FrameType::KeepaliveAck, &payload)
     }
 
@@ -215,7 +220,7 @@ impl Leg {
         hasher.write_u64(self.counter.load(Ordering::Relaxed));
         hasher.write_u64(now_ms);
         let nonce = hasher.finish().to_be_bytes();
-        *challenge = Some(Challenge { to: from.remote, nonce, at_ms: now_ms });
+        *challenge = Some(Challenge { to: from, nonce, at_ms: now_ms });
         drop(challenge);
         self.own_frame(FrameType::Challenge, &nonce)
     }
@@ -224,9 +229,7 @@ impl Leg {
     pub(crate) fn echo(&self, from: ReturnAddress, payload: &[u8], now_ms: u64) -> bool {
         let mut challenge = self.challenge.lock();
         let right = challenge.as_ref().is_some_and(|c| {
-            c.to == from.remote
-                && c.nonce == payload
-                && now_ms <= c.at_ms.saturating_add(CHALLENGE_TTL_MS)
+            c.to == from && c.nonce == payload && now_ms <= c.at_ms.saturating_add(CHALLENGE_TTL_MS)
         });
         if right {
             *challenge = None;

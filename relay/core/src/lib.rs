@@ -27,6 +27,7 @@ mod flow;
 mod forward;
 mod leg;
 mod limits;
+mod streams;
 mod table;
 
 pub use account::{Account, AccountTotals};
@@ -35,3 +36,4 @@ pub use drops::{Dropped, Drops};
 pub use forward::{Event, Forwarder, Output};
 pub use leg::ReturnAddress;
 pub use limits::Limits;
+pub use streams::{StreamId, StreamRefused, Streams};

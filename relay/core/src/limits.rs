@@ -36,6 +36,12 @@ pub struct Limits {
     pub openings_per_prefix_per_s: u32,
     /// Rendezvous per second of one client; bursts of eight times as many.
     pub openings_per_leg_per_s: u32,
+    /// TCP connections at once, of clients whose network blocks UDP.
+    pub streams_max: usize,
+    /// The same from one /24 or /48.
+    pub streams_per_prefix_max: usize,
+    /// New ones per second from one /24 or /48; bursts of eight times as many.
+    pub streams_per_prefix_per_s: u32,
     /// Silence after which a client is forgotten.
     pub keepalive: Duration,
 }
@@ -53,6 +59,9 @@ impl Default for Limits {
             messages_per_s: 1000,
             openings_per_prefix_per_s: 1024,
             openings_per_leg_per_s: 64,
+            streams_max: 4096,
+            streams_per_prefix_max: 512,
+            streams_per_prefix_per_s: 32,
             keepalive: Duration::from_secs(60),
         }
     }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use sluice_proto::frame::FrameKey;
 use sluice_proto::wire::control::{Hello, Welcome, control::Kind};
 use sluice_proto::wire::{code, encode_addr};
@@ -133,7 +134,8 @@ impl Admission {
                 version: VERSION,
                 features: Vec::new(),
                 leg: leg.0,
-                observed: encode_addr(at.remote),
+                // Over a stream it says nothing of UDP.
+                observed: if at.stream().is_none() { encode_addr(at.remote) } else { Bytes::new() },
                 own_flow: own_flow.0,
                 keepalive_s,
             }),
