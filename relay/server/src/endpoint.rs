@@ -11,11 +11,11 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, EndpointConfig, ServerConfig, TransportConfig, UdpPoller, VarInt};
-use quinn_proto::HashedConnectionIdGenerator;
 use sluice_proto::{ALPN_RELAY, Keypair};
 use sluice_relay_core::{Limits, ReturnAddress};
 
 use crate::config::{RelayConfig, RelayError};
+use crate::connection_ids::ConnectionIds;
 use crate::sockets::RelaySocket;
 
 /// QUIC packets that wait for the endpoint.
@@ -154,16 +154,16 @@ pub(crate) fn start(
 ) -> Result<quinn::Endpoint, RelayError> {
     let hmac = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &config.reset_key);
     // A reset is sent only for connection ids that are our own: after a restart too.
-    let cid_key = u64::from_be_bytes(
-        aws_lc_rs::hmac::sign(&hmac, b"sluice connection ids").as_ref()[..8]
-            .try_into()
-            .expect("8 of 32 bytes"),
-    );
+    let derived = aws_lc_rs::hmac::sign(&hmac, b"sluice connection ids");
+    let word = |at: usize| {
+        u64::from_be_bytes(derived.as_ref()[at..at + 8].try_into().expect("8 of 32 bytes"))
+    };
+    let ids = ConnectionIds::new((word(0), word(8)), config.random.clone());
     let mut endpoint = EndpointConfig::new(Arc::new(hmac));
     endpoint
         .grease_quic_bit(false)
         .rng_seed(Some(config.random.bytes()))
-        .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid_key)));
+        .cid_generator(move || Box::new(ids.clone()));
     let mut server = server_config(&config.keypair, &config.limits)?;
     server.time_source(config.clock.time_source());
     let runtime = config.clock.runtime();

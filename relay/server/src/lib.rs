@@ -27,6 +27,7 @@
 //! ```
 
 mod config;
+mod connection_ids;
 mod control;
 mod data;
 mod desk;

@@ -12,7 +12,7 @@ use crate::peers::{self, Programs};
 use crate::results::Results;
 
 /// Reservations held at once.
-pub(crate) const RESERVATIONS: usize = 1_000;
+pub(crate) const RESERVATIONS: usize = 5_000;
 
 /// How long all of them may take to be made: each is a handshake of some 0.5 ms at both ends.
 const MAKING: Duration = Duration::from_secs(120);
