@@ -5,9 +5,9 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use siphasher::sip::SipHasher24;
-
-use crate::{CANDIDATES_MAX, Pair, Path, Rank, usable};
+use crate::punch::{Out, Punch};
+use crate::tokens::Tokens;
+use crate::{CANDIDATES_MAX, Guess, Nat, Opened, Pair, Path, Rank, SocketId, usable};
 
 /// Waits between the first pings to an unproven path; the last one is repeated.
 const FIRST_PINGS_MS: [u64; 6] = [0, 20, 50, 100, 200, 400];
@@ -41,8 +41,10 @@ const FLAP_HOLD: Duration = Duration::from_secs(30);
 const FLAP_SPAN: Duration = Duration::from_secs(120);
 /// Unanswered pings remembered for a path: a suspect path's are more than a second's.
 const OUTSTANDING_MAX: usize = 16;
-/// Second half of the key of tokens; the first is the seed. Any number.
-const TOKEN_KEY: u64 = 0x736C_7569_6365_2070;
+/// While a direct path stands, so many unknown addresses of the other node are pinged ..
+const STRAYS_MAX: usize = 4;
+/// .. within this: where both NATs map by destination, each ping makes another address.
+const STRAYS_SPAN: Duration = Duration::from_secs(10);
 
 /// What agents say to one another, sealed by the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +63,13 @@ pub enum Probe {
     Use {
         /// Counts the switches of both sides; a higher one wins.
         epoch: u64,
+    },
+    /// The sender opened sockets whose public ports may be these.
+    Guess {
+        /// Counts the sender's rounds: said more than once, it is heard once.
+        round: u32,
+        /// The ports.
+        guess: Guess,
     },
 }
 
@@ -107,6 +116,16 @@ pub enum Event {
     Proven(Pair),
     /// It no longer does.
     Forgotten(Pair),
+    /// Open fresh sockets, then call [`Agent::sockets_opened`], with fewer or none if there is no
+    /// room.
+    OpenSockets {
+        /// How many.
+        count: u16,
+        /// Whether a relay must be asked how it sees the first of them.
+        observe: bool,
+    },
+    /// A socket that was opened is not needed any more.
+    CloseSocket(SocketId),
 }
 
 /// What the data socket saw on the path in use, sampled by the caller.
@@ -155,25 +174,6 @@ impl State {
     }
 }
 
-/// Numbers that nobody can foretell who does not know the seed, whichever of them he has seen.
-struct Tokens {
-    key: SipHasher24,
-    drawn: u64,
-}
-
-impl fmt::Debug for Tokens {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Tokens({} drawn)", self.drawn)
-    }
-}
-
-impl Tokens {
-    fn draw(&mut self) -> u64 {
-        self.drawn += 1;
-        self.key.hash(&self.drawn.to_be_bytes())
-    }
-}
-
 /// Knows and chooses the paths of one session. See the crate's page for how to drive it.
 #[derive(Debug)]
 pub struct Agent {
@@ -186,6 +186,9 @@ pub struct Agent {
     paths: BTreeMap<Path, State>,
     selected: Option<Path>,
     suspect: Option<Instant>,
+    punch: Punch,
+    /// When unknown addresses were taken in while a direct path stood.
+    strays: VecDeque<Instant>,
     transmits: VecDeque<(Path, Probe)>,
     events: VecDeque<Event>,
 }
@@ -197,13 +200,15 @@ impl Agent {
     pub fn new(controlling: bool, seed: u64) -> Self {
         Self {
             controlling,
-            tokens: Tokens { key: SipHasher24::new_with_keys(seed, TOKEN_KEY), drawn: 0 },
+            tokens: Tokens::new(seed),
             epoch: 0,
             announces: false,
             direct_allowed: false,
             paths: BTreeMap::new(),
             selected: None,
             suspect: None,
+            punch: Punch::new(controlling),
+            strays: VecDeque::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
         }
@@ -268,34 +273,137 @@ impl Agent {
         self.handle_timeout(now);
     }
 
+    /// What is known of this node's own NAT.
+    pub fn set_nat(&mut self, nat: Nat, now: Instant) {
+        self.punch.own = nat;
+        self.handle_timeout(now);
+    }
+
+    /// What the other node says of its NAT.
+    pub fn set_peer_nat(&mut self, nat: Nat, now: Instant) {
+        self.punch.peer = Some(nat);
+        self.handle_timeout(now);
+    }
+
+    /// How a relay of this node's own choosing sees the other node: the only address at which
+    /// ports are guessed.
+    pub fn set_peer_address(&mut self, address: SocketAddr, now: Instant) {
+        if usable(&address) {
+            self.punch.peer_address = Some(address);
+            self.add_pair(Pair::data(address), now);
+        }
+        self.handle_timeout(now);
+    }
+
+    /// How many entries of the NAT's table guessing may take at a time.
+    pub fn set_nat_entries_max(&mut self, entries: u16) {
+        self.punch.entries_max = entries.min(crate::GUESSES_MAX);
+    }
+
+    /// The sockets that [`Event::OpenSockets`] asked for, or fewer.
+    pub fn sockets_opened(&mut self, opened: &[Opened], now: Instant) {
+        self.with_punch(|punch, out| punch.sockets_opened(opened, now, out));
+        self.handle_timeout(now);
+    }
+
+    fn with_punch(&mut self, act: impl FnOnce(&mut Punch, &mut Out<'_>)) {
+        let relays: Vec<Path> =
+            self.paths.keys().copied().filter(|p| matches!(p, Path::Relay(_))).collect();
+        let mut out = Out {
+            tokens: &mut self.tokens,
+            transmits: &mut self.transmits,
+            events: &mut self.events,
+            relays: &relays,
+        };
+        act(&mut self.punch, &mut out);
+    }
+
+    /// Guesses ports while there is no direct path but may be one.
+    fn advance_punch(&mut self, now: Instant) {
+        if self.direct_allowed && !self.has_direct() {
+            self.punch.start(now);
+            self.with_punch(|punch, out| punch.handle_timeout(now, out));
+            return;
+        }
+        let in_use: Vec<SocketId> = self.paths.iter().filter(|(_, s)| s.proven).fold(
+            Vec::new(),
+            |mut sockets, (path, _)| {
+                if let Path::Direct(pair) = path {
+                    sockets.push(pair.socket);
+                }
+                sockets
+            },
+        );
+        self.punch.stop(|socket| in_use.contains(&socket), now, &mut self.events);
+        self.forget_closed();
+    }
+
+    fn has_direct(&self) -> bool {
+        self.paths.iter().any(|(p, s)| s.proven && matches!(p, Path::Direct(_)))
+    }
+
+    /// Drops the paths of sockets that are being closed.
+    fn forget_closed(&mut self) {
+        let closed: Vec<SocketId> = self
+            .events
+            .iter()
+            .filter_map(|e| if let Event::CloseSocket(s) = e { Some(*s) } else { None })
+            .collect();
+        if closed.is_empty() {
+            return;
+        }
+        let gone = |p: &Path| matches!(p, Path::Direct(pair) if closed.contains(&pair.socket));
+        let paths: Vec<Path> = self.paths.keys().copied().filter(|p| gone(p)).collect();
+        for path in paths {
+            self.paths.remove(&path);
+            if let Path::Direct(pair) = path {
+                self.events.push_back(Event::Forgotten(pair));
+            }
+        }
+    }
+
     /// A probe arrived and its seal was right. Hearing it on an unknown address makes that
     /// address a candidate (peer-reflexive, RFC 8445).
     pub fn handle_probe(&mut self, from: Path, probe: Probe, now: Instant) {
         if !self.paths.contains_key(&from) {
             let Path::Direct(pair) = from else { return };
-            self.make_room();
-            self.add_pair(pair, now);
+            if self.takes_in(probe, now) {
+                self.make_room();
+                self.add_pair(pair, now);
+            }
         }
-        let Some(state) = self.paths.get_mut(&from) else { return };
-        state.heard = Some(now);
+        if let Some(state) = self.paths.get_mut(&from) {
+            state.heard = Some(now);
+        }
         match probe {
             Probe::Ping { token } => {
                 if self.direct_allowed || matches!(from, Path::Relay(_)) {
                     self.transmits.push_back((from, Probe::Pong { token }));
                     // What pings us may be reached: do not wait for our own schedule. One ping
                     // for a ping, since anybody's address may stand on it.
-                    if !state.proven && state.next_ping.is_some_and(|at| at > now + RETRY_AFTER) {
+                    if let Some(state) = self.paths.get_mut(&from)
+                        && !state.proven
+                        && state.next_ping.is_some_and(|at| at > now + RETRY_AFTER)
+                    {
                         state.next_ping = Some(now);
                     }
                 }
                 if let Path::Direct(pair) = from
                     && self.direct_allowed
+                    && self.paths.contains_key(&from)
                 {
                     self.events.push_back(Event::Proven(pair));
                 }
             }
             Probe::Pong { token } => self.handle_pong(from, token, now),
             Probe::Use { epoch } => self.handle_use(from, epoch, now),
+            Probe::Guess { round, guess } => {
+                // Sent through a relay, which sees the other node too.
+                if matches!(from, Path::Relay(_)) && self.direct_allowed {
+                    let draw = self.tokens.draw();
+                    self.punch.handle_guess(round, guess, now, draw);
+                }
+            }
         }
         if self.selected == Some(from) {
             self.suspect = None;
@@ -303,9 +411,40 @@ impl Agent {
         self.handle_timeout(now);
     }
 
+    /// Whether the unknown address of a probe becomes a candidate.
+    fn takes_in(&mut self, probe: Probe, now: Instant) -> bool {
+        if !self.has_direct() || matches!(probe, Probe::Use { .. }) {
+            return true;
+        }
+        self.strays.retain(|at| *at + STRAYS_SPAN > now);
+        let room = self.strays.len() < STRAYS_MAX;
+        if room {
+            self.strays.push_back(now);
+        }
+        room
+    }
+
+    /// An echo. It proves the path that its ping took, whichever way it came back itself: a NAT
+    /// that maps by destination may answer from another address than was asked.
     fn handle_pong(&mut self, from: Path, token: u64, now: Instant) {
-        let Some(state) = self.paths.get_mut(&from) else { return };
+        let asked = |state: &State| state.outstanding.iter().any(|(t, _)| *t == token);
+        let took = if self.paths.get(&from).is_some_and(asked) {
+            from
+        } else if let Path::Direct(came) = from {
+            let direct = self.paths.iter().filter(|(p, _)| matches!(p, Path::Direct(_)));
+            let Some(path) = direct.filter(|(_, s)| asked(s)).map(|(p, _)| *p).next() else {
+                return;
+            };
+            if self.paths.contains_key(&from) {
+                self.events.push_back(Event::Proven(came));
+            }
+            path
+        } else {
+            return;
+        };
+        let Some(state) = self.paths.get_mut(&took) else { return };
         let Some(at) = state.outstanding.iter().position(|(t, _)| *t == token) else { return };
+        let from = took;
         let (_, sent) = state.outstanding[at];
         state.outstanding.drain(..=at);
         let sample = now.saturating_duration_since(sent);
@@ -455,6 +594,7 @@ impl Agent {
         for path in due {
             self.ping(path, now);
         }
+        self.advance_punch(now);
         if self.controlling {
             self.improve(now);
         }
@@ -592,6 +732,7 @@ impl Agent {
             .filter_map(|s| s.held_until)
             .min()
             .map(|at| (at, "hold-down over"));
-        [ping, hold].into_iter().flatten().min()
+        let punch = self.punch.poll_timeout().map(|at| (at, "guess"));
+        [ping, hold, punch].into_iter().flatten().min()
     }
 }

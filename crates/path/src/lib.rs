@@ -18,14 +18,32 @@
 //! - Either side leaves a path that is silent although something is outstanding on it, after
 //!   max(2 PTO, 250 ms), if another path has echoed since.
 //! - A direct path that died may come back after a hold-down, so that a bad one does not flap.
+//! - Ports are guessed only while there is no direct path, by one side, at the address that a
+//!   relay of its own choosing sees for the other, and no more than [`GUESSES_MAX`] of them.
+//!
+//! What a node's own NAT does a [`Survey`] finds out: it asks relays what they see. [`role`] says
+//! which of two nodes guesses and which opens sockets to be guessed; [`Guess`] is what may be
+//! guessed.
 
 mod agent;
 mod candidate;
+mod nat;
+mod predict;
+mod punch;
 mod rank;
+mod survey;
+mod tokens;
 
 pub use agent::{Activity, Agent, Event, Probe, Reason};
-pub use candidate::usable;
+pub use candidate::{Candidate, CandidateKind, to_tell, usable};
+pub use nat::{Allocator, Filtering, Mapping, Nat, Observation, allocator, filtering, mapping};
+pub use predict::{Guess, Role, role};
+pub use punch::Opened;
 pub use rank::{Kind, Pair, Path, Rank, SocketId};
+pub use survey::{Question, RelayPort, SURVEY_SOCKETS, Survey, SurveyRelay};
 
 /// Most remote addresses that are probed for one session; more are ignored.
 pub const CANDIDATES_MAX: usize = 16;
+/// Most ports that are guessed at one target in one round; then the target is left alone for a
+/// minute, and each time for twice as long.
+pub const GUESSES_MAX: u16 = 1024;

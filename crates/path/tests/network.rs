@@ -195,6 +195,7 @@ impl World {
                 }
                 Probe::Pong { token } => Packet::Pong(token),
                 Probe::Use { epoch } => Packet::Use(epoch),
+                Probe::Guess { .. } => panic!("nothing is to be guessed here"),
             };
             self.send(i, path, packet);
         }
