@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prost::Message;
-use sluice_path::Probe;
+use sluice_path::{Guess, Probe};
 use sluice_proto::frame::{self, ReplayWindow};
 use sluice_proto::wire::rendezvous::{self, probe};
 use sluice_proto::wire::{self, CANDIDATES_MAX, SEALED_MAX, code};
@@ -277,6 +277,12 @@ impl ProbeSeal {
                 padding: Bytes::new(),
             }),
             Probe::Use { epoch } => probe::Kind::Use(rendezvous::Use { epoch }),
+            Probe::Guess { round, guess } => probe::Kind::Guess(rendezvous::Guess {
+                round,
+                first: guess.first.into(),
+                step: guess.step.into(),
+                count: guess.count.into(),
+            }),
         };
         let mut body = rendezvous::Probe { kind: Some(kind) }.encode_to_vec();
         let len = u8::try_from(body.len()).ok()?;
@@ -308,6 +314,14 @@ impl ProbeSeal {
             probe::Kind::Ping(p) => Some(Probe::Ping { token: p.token }),
             probe::Kind::Pong(p) => Some(Probe::Pong { token: p.token }),
             probe::Kind::Use(u) => Some(Probe::Use { epoch: u.epoch }),
+            probe::Kind::Guess(g) => {
+                let guess = Guess {
+                    first: g.first.try_into().ok()?,
+                    step: g.step.try_into().ok()?,
+                    count: g.count.try_into().ok()?,
+                };
+                Some(Probe::Guess { round: g.round, guess })
+            }
         }
     }
 }

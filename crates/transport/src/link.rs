@@ -524,6 +524,13 @@ impl Task {
                 }
             }
             Kind::CloseFlow(m) => self.flow_closed(FlowId(m.flow), m.code),
+            Kind::PeerAddress(m) => {
+                let entry =
+                    self.node.tables.flows.read().get(&(self.relay.addr, FlowId(m.flow))).cloned();
+                if let (Some(entry), Some(address)) = (entry, wire::decode_addr(&m.address)) {
+                    entry.peer.command(Command::PeerAddress(address));
+                }
+            }
             Kind::Unpaid(m) => self.emit(LinkEvent::Unpaid(m.unpaid)).await,
             Kind::Drain(m) => {
                 self.emit(LinkEvent::Draining(Duration::from_millis(m.within_ms.into()))).await;
@@ -554,6 +561,7 @@ impl Task {
             | Kind::Reserve(_)
             | Kind::Accept(_)
             | Kind::Rendezvous(_)
+            | Kind::PermitAddress(_)
             | Kind::Grant(_) => return Err("the relay sent a message out of order".to_owned()),
         }
         Ok(())

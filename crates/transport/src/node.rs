@@ -485,6 +485,7 @@ impl Inner {
             incarnation: self.incarnation,
             session: target.session,
             resume,
+            nat: None,
         };
         let (knocking, sealed) =
             Knocking::begin(&self.noise, &target.id, &target.noise_key, &knock)
@@ -521,6 +522,7 @@ impl Inner {
             version: VERSION,
             candidates: Vec::new(),
             incarnation: self.incarnation,
+            nat: None,
         };
         let known = self.tables.probes.read().get(&session).cloned();
         let (sealed, seal) = opened.answer(&welcome)?;

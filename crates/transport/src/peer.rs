@@ -69,6 +69,8 @@ pub(crate) enum Command {
     FlowClosed { path: u32, code: u32 },
     /// Where else the other node may be.
     Candidates(Vec<SocketAddr>),
+    /// How a relay of our choosing sees the other node.
+    PeerAddress(SocketAddr),
     /// Direct paths are allowed, or not.
     DirectAllowed(bool),
 }

@@ -148,6 +148,7 @@ impl Session {
             path: path_sender,
             target,
             knocking: None,
+            direct_allowed: false,
             wakes: 1,
             watch_until: node.clock.now(),
         };
@@ -198,7 +199,10 @@ impl Session {
     /// Where this node may be reached, to be told to the other side once that is allowed.
     #[must_use]
     pub fn local_candidates(&self) -> wire_session::Candidates {
-        wire_session::Candidates { addresses: encode_candidates(&self.node.local_candidates()) }
+        wire_session::Candidates {
+            addresses: encode_candidates(&self.node.local_candidates()),
+            nat: None,
+        }
     }
 
     /// Where the other side says it may be reached.
@@ -260,8 +264,15 @@ struct Driver {
     /// Tenants knock again when a flow is lost; providers wait.
     target: Option<Target>,
     knocking: Option<oneshot::Receiver<()>>,
+    direct_allowed: bool,
     wakes: u32,
     watch_until: Instant,
+}
+
+/// Lets a relay tell the other node how it sees this one, once the other lets it too.
+fn permit_address(path: &RelayedRoute, permitted: bool) {
+    let flow = path.flow.0;
+    path.link.send(ControlKind::PermitAddress(control::PermitAddress { flow, permitted }));
 }
 
 struct Relayed {
@@ -395,7 +406,14 @@ impl Driver {
                 }
             }
             Command::Candidates(list) => self.agent.add_candidates(&list, now),
-            Command::DirectAllowed(allowed) => self.agent.set_direct_allowed(allowed, now),
+            Command::PeerAddress(address) => self.agent.set_peer_address(address, now),
+            Command::DirectAllowed(allowed) => {
+                self.direct_allowed = allowed;
+                for relayed in self.relays.values() {
+                    permit_address(&relayed.path, allowed);
+                }
+                self.agent.set_direct_allowed(allowed, now);
+            }
         }
     }
 
@@ -404,6 +422,9 @@ impl Driver {
         self.seal = Some(relayed.seal);
         let generation = relayed.link.0.state.borrow().generation();
         let path = RelayedRoute { link: relayed.link, route, flow: relayed.flow };
+        if self.direct_allowed {
+            permit_address(&path, true);
+        }
         self.relays.insert(relayed.path, Relayed { path, generation });
         self.agent.add_relay(relayed.path, self.node.clock.now());
     }
@@ -500,6 +521,7 @@ impl Driver {
 
     /// Sends what the agent wants sent, does what it wants done.
     fn drain(&mut self) {
+        let now = self.node.clock.now();
         while let Some(event) = self.agent.poll_event() {
             match event {
                 Event::Selected { path, reason, old_dead } => self.select(path, reason, old_dead),
@@ -514,6 +536,9 @@ impl Driver {
                         self.node.tables.changed();
                     }
                 }
+                // Ports are guessed only by nodes that can open more sockets.
+                Event::OpenSockets { .. } => self.agent.sockets_opened(&[], now),
+                Event::CloseSocket(_) => {}
             }
         }
         while let Some((path, probe)) = self.agent.poll_transmit() {

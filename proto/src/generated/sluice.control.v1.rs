@@ -3,7 +3,7 @@
 /// both sides write Control messages, each after its length as a big-endian u16 (at most 4,096).
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Control {
-    #[prost(oneof = "control::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16")]
+    #[prost(oneof = "control::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18")]
     pub kind: ::core::option::Option<control::Kind>,
 }
 /// Nested message and enum types in `Control`.
@@ -42,6 +42,10 @@ pub mod control {
         FlowRefused(super::FlowRefused),
         #[prost(message, tag = "16")]
         Refusal(super::super::super::pay::v1::Refusal),
+        #[prost(message, tag = "17")]
+        PermitAddress(super::PermitAddress),
+        #[prost(message, tag = "18")]
+        PeerAddress(super::PeerAddress),
     }
 }
 /// First message of the client.
@@ -76,6 +80,9 @@ pub struct Welcome {
     /// silence after which the relay forgets the client, seconds
     #[prost(uint32, tag = "6")]
     pub keepalive_s: u32,
+    /// another port of the relay that answers observe frames; 0: none
+    #[prost(uint32, tag = "7")]
+    pub alternate_port: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Reserve {
@@ -173,4 +180,22 @@ pub struct Unpaid {
 pub struct Drain {
     #[prost(uint32, tag = "1")]
     pub within_ms: u32,
+}
+/// Client to relay: the other end of this flow may learn how the relay sees the sender. Said by both
+/// ends, or nobody is told; a later message takes it back.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PermitAddress {
+    #[prost(fixed32, tag = "1")]
+    pub flow: u32,
+    #[prost(bool, tag = "2")]
+    pub permitted: bool,
+}
+/// Relay to client, once both ends permit it: how the relay sees the other end of the flow.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PeerAddress {
+    #[prost(fixed32, tag = "1")]
+    pub flow: u32,
+    /// 4 or 16 bytes of address, 2 of port
+    #[prost(bytes = "bytes", tag = "2")]
+    pub address: ::prost::bytes::Bytes,
 }

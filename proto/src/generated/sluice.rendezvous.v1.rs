@@ -23,6 +23,9 @@ pub struct Knock {
     /// a new flow for a session that stands
     #[prost(bool, tag = "8")]
     pub resume: bool,
+    /// with `candidates`
+    #[prost(message, optional, tag = "9")]
+    pub nat: ::core::option::Option<Nat>,
 }
 /// Payload of the second Noise IK message, provider to tenant.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -33,6 +36,9 @@ pub struct Welcome {
     pub candidates: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
     #[prost(fixed64, tag = "3")]
     pub incarnation: u64,
+    /// with `candidates`
+    #[prost(message, optional, tag = "4")]
+    pub nat: ::core::option::Option<Nat>,
 }
 /// What a tenant needs to reach a provider; encoded, signed by the provider's node key over
 /// "sluice ticket v1" || encoded Ticket, and printed in base 58 after "sluice1".
@@ -78,7 +84,7 @@ pub struct SignedTicket {
 /// Plaintext of a probe, sealed with the rendezvous' transport keys.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Probe {
-    #[prost(oneof = "probe::Kind", tags = "1, 2, 3")]
+    #[prost(oneof = "probe::Kind", tags = "1, 2, 3, 5")]
     pub kind: ::core::option::Option<probe::Kind>,
 }
 /// Nested message and enum types in `Probe`.
@@ -91,6 +97,8 @@ pub mod probe {
         Pong(super::Pong),
         #[prost(message, tag = "3")]
         Use(super::Use),
+        #[prost(message, tag = "5")]
+        Guess(super::Guess),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -116,4 +124,26 @@ pub struct Pong {
 pub struct Use {
     #[prost(fixed64, tag = "1")]
     pub epoch: u64,
+}
+/// The sender opened sockets whose public ports may be `first`, `first + step`, .., `count` of them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Guess {
+    /// counts the sender's rounds
+    #[prost(uint32, tag = "1")]
+    pub round: u32,
+    #[prost(uint32, tag = "2")]
+    pub first: u32,
+    #[prost(sint32, tag = "3")]
+    pub step: i32,
+    #[prost(uint32, tag = "4")]
+    pub count: u32,
+}
+/// What the sender's NAT does (RFC 4787): 0 not known, 1 endpoint-independent,
+/// 2 address-dependent, 3 address-and-port-dependent.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Nat {
+    #[prost(uint32, tag = "1")]
+    pub mapping: u32,
+    #[prost(uint32, tag = "2")]
+    pub filtering: u32,
 }

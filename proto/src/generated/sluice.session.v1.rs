@@ -66,6 +66,8 @@ pub struct Ready {
 pub struct Candidates {
     #[prost(bytes = "bytes", repeated, tag = "1")]
     pub addresses: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    #[prost(message, optional, tag = "2")]
+    pub nat: ::core::option::Option<super::super::rendezvous::v1::Nat>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DirectPolicy {

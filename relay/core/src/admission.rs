@@ -156,6 +156,8 @@ pub struct Admission {
     /// Provisional flows by their end of life and their number at the tenant.
     provisional: BTreeMap<(Instant, FlowId), Provisional>,
     peers_of: BTreeMap<FlowId, (PeerId, PeerId)>,
+    /// Flows, by the number at one end, whose other end may learn this end's address.
+    permitted: BTreeSet<FlowId>,
     pairs: BTreeMap<(PeerId, PeerId), Arc<Grant>>,
     accounts: BTreeMap<PeerId, Arc<Account>>,
     draining: bool,
@@ -192,6 +194,7 @@ impl Admission {
             reservations: 0,
             provisional: BTreeMap::new(),
             peers_of: BTreeMap::new(),
+            permitted: BTreeSet::new(),
             pairs: BTreeMap::new(),
             accounts: BTreeMap::new(),
             draining: false,
@@ -250,6 +253,7 @@ impl Admission {
                 self.close_flow_of(peer, FlowId(close.flow), close.code);
             }
             (Some(Kind::Grant(grant)), true) => self.grant(peer, &grant),
+            (Some(Kind::PermitAddress(permit)), true) => self.permit_address(peer, &permit),
             (Some(Kind::Refusal(refusal)), true) => self.offer_refused(leg, &refusal, now),
             // A message of a later version or feature.
             (None, true) => {}

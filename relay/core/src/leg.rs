@@ -102,6 +102,11 @@ impl Leg {
         self.counter.store(0, Ordering::Relaxed);
     }
 
+    /// Where the client is answered.
+    pub(crate) fn at(&self) -> ReturnAddress {
+        self.wire.read().at
+    }
+
     pub(crate) fn seen_ms(&self) -> u64 {
         self.seen_ms.load(Ordering::Relaxed)
     }

@@ -72,6 +72,7 @@ impl FakeRelay {
             observed: encode_addr(guest.at),
             own_flow: OWN_FLOW,
             keepalive_s: 60,
+            alternate_port: 0,
         };
         guest.say(Kind::Welcome(welcome)).await;
         guest

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use sluice_proto::wire::control::{
-    self, CloseFlow, FlowOpened, FlowRefused, RendezvousAnswer, RendezvousIn, control::Kind,
+    self, CloseFlow, FlowOpened, FlowRefused, PeerAddress, RendezvousAnswer, RendezvousIn,
+    control::Kind,
 };
-use sluice_proto::wire::{SEALED_MAX, code};
+use sluice_proto::wire::{SEALED_MAX, code, encode_addr};
 use sluice_proto::{FlowId, PeerId};
 
 use super::{
@@ -212,6 +213,32 @@ impl Admission {
         }
     }
 
+    /// One end of a flow permits that the other learns its address, or takes that back. Once both
+    /// do, both are told, and told again whenever one says so again: its address may be new.
+    pub(super) fn permit_address(&mut self, peer: PeerId, permit: &control::PermitAddress) {
+        let number = FlowId(permit.flow);
+        if !self.clients.get(&peer).is_some_and(|c| c.flows.contains(&number)) {
+            return;
+        }
+        if !permit.permitted {
+            self.permitted.remove(&number);
+            return;
+        }
+        self.permitted.insert(number);
+        let Some(Entry::Flow(flow, side)) = self.forwarder.table.find(number) else { return };
+        let (own, other) = (flow.end(side), flow.other(side));
+        let Some((tenant, holder)) = self.peers_of.get(&number).copied() else { return };
+        let other_peer = if side == Side::Tenant { holder } else { tenant };
+        if !self.permitted.contains(&other.number) {
+            return;
+        }
+        for (to, end, seen) in [(peer, own, other), (other_peer, other, own)] {
+            let address = encode_addr(seen.leg.at().remote);
+            let message = PeerAddress { flow: end.number.0, address };
+            self.send_to(&to, Kind::PeerAddress(message));
+        }
+    }
+
     /// One end closes a flow: the other is told.
     pub(super) fn close_flow_of(&mut self, peer: PeerId, number: FlowId, code: u32) {
         if !self.clients.get(&peer).is_some_and(|c| c.flows.contains(&number)) {
@@ -250,6 +277,7 @@ impl Admission {
         for (owner, end) in [(tenant, &flow.tenant), (holder, &flow.holder)] {
             self.forwarder.table.remove(end.number);
             self.peers_of.remove(&end.number);
+            self.permitted.remove(&end.number);
             if let Some(client) = self.clients.get_mut(&owner) {
                 client.flows.remove(&end.number);
             }
