@@ -45,6 +45,7 @@ mod peer;
 mod random;
 mod session;
 mod socket;
+mod stream;
 mod tables;
 mod tls;
 
@@ -58,4 +59,5 @@ pub use random::Random;
 pub use session::{PathBytes, PathInfo, Session};
 pub use sluice_path::{Kind as PathKind, Reason as PathReason};
 pub use socket::SocketStats;
+pub use stream::{PacketSink, PacketStream, StreamAcceptor, StreamEnd, StreamQueue};
 pub use tls::{TlsError, client_config, export, peer_of, server_config};

@@ -13,7 +13,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite};
 use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
-use sluice_proto::{Keypair, PeerId};
+use sluice_proto::{ALPN_STREAM, Keypair, PeerId};
 use verifier::Verifier;
 
 /// Why TLS could not be set up.
@@ -91,6 +91,33 @@ pub fn server_config(key: &Keypair, alpn: &[u8]) -> Result<Arc<QuicServerConfig>
     tls.alpn_protocols = vec![alpn.to_vec()];
     tls.key_log = Arc::new(rustls::NoKeyLog);
     Ok(Arc::new(tls.try_into()?))
+}
+
+/// Client side of a stream: says nothing of itself, and accepts nobody but `peer`.
+pub(crate) fn stream_client_config(peer: PeerId) -> Result<rustls::ClientConfig, TlsError> {
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Verifier::new(Some(peer)))
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![ALPN_STREAM.to_vec()];
+    tls.resumption = rustls::client::Resumption::disabled();
+    tls.key_log = Arc::new(rustls::NoKeyLog);
+    Ok(tls)
+}
+
+/// Server side of a stream: whoever connects says who it is inside.
+pub(crate) fn stream_server_config(key: &Keypair) -> Result<rustls::ServerConfig, TlsError> {
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_cert_resolver(certified(key)?);
+    tls.alpn_protocols = vec![ALPN_STREAM.to_vec()];
+    // Nobody resumes, so that no session is remembered.
+    tls.send_tls13_tickets = 0;
+    tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    tls.key_log = Arc::new(rustls::NoKeyLog);
+    Ok(tls)
 }
 
 /// Who is at the other end, as TLS proved it.

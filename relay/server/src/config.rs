@@ -42,6 +42,8 @@ pub struct RelayConfig {
     pub keypair: Keypair,
     /// Where it listens; port 0 takes any that is free.
     pub bind: SocketAddr,
+    /// Where it listens for clients whose network blocks UDP; none: nowhere.
+    pub tcp: Option<SocketAddr>,
     /// Forwarding threads; 0: one per core.
     pub threads: usize,
     /// What holders pay per GiB, each way as they see it.
@@ -77,6 +79,7 @@ impl RelayConfig {
         Self {
             keypair,
             bind,
+            tcp: None,
             threads: 0,
             price: Price::default(),
             rate_max: 1_000_000_000,
@@ -104,6 +107,20 @@ pub enum RelayError {
     /// The address cannot be bound.
     #[error("cannot listen on {0}: {1}")]
     Bind(SocketAddr, #[source] io::Error),
+    /// Another program listens on that TCP port.
+    #[error(
+        "TCP {0} is in use by another program: stop it, or choose another port with `tcp` in [relay]"
+    )]
+    TcpPortInUse(SocketAddr),
+    /// The TCP port is not ours to take.
+    #[error(
+        "TCP {0} may not be listened on: ports below 1024 need the capability \
+         CAP_NET_BIND_SERVICE; give it, or choose another port with `tcp` in [relay]"
+    )]
+    TcpPermission(SocketAddr),
+    /// The TCP address cannot be bound.
+    #[error("cannot listen on TCP {0}: {1}")]
+    Tcp(SocketAddr, #[source] io::Error),
     /// A socket option or a thread failed.
     #[error("cannot {0}: {1}")]
     System(&'static str, #[source] io::Error),

@@ -9,7 +9,7 @@ use sluice_proto::PeerId;
 use sluice_proto::frame::EXPORTER_LABEL;
 use sluice_proto::wire::control::Control;
 use sluice_proto::wire::{self, MESSAGE_MAX, code};
-use sluice_relay_core::{LegId, ReturnAddress};
+use sluice_relay_core::{LegId, ReturnAddress, StreamId};
 
 use crate::shared::{Next, Outbox, Shared, close_code};
 
@@ -23,23 +23,36 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Takes every client that connects, until the endpoint closes.
 pub(crate) async fn accept_all(endpoint: quinn::Endpoint, shared: Arc<Shared>, any_address: bool) {
     while let Some(incoming) = endpoint.accept().await {
-        if !incoming.remote_address_validated() {
+        let from = incoming.remote_address();
+        let stream = StreamId::of(from.ip());
+        // The address of a TCP connection is proven.
+        if !incoming.remote_address_validated() && stream.is_none() {
             // No state, and a small answer, until the address is proven.
             if let Err(error) = incoming.retry() {
                 tracing::debug!(%error, "failed to answer with Retry");
             }
             continue;
         }
-        let ip = incoming.remote_address().ip();
-        if !shared.drive(|admission, now| admission.may_connect(ip, now)) {
+        let at = match stream {
+            Some(id) => shared.streams.remote(id).map(|remote| id.return_address(remote)),
+            None => {
+                let local = incoming.local_ip().filter(|_| any_address);
+                Some(ReturnAddress { remote: from, local })
+            }
+        };
+        let Some(at) = at else {
+            // The stream is gone.
+            incoming.ignore();
+            continue;
+        };
+        if !shared.drive(|admission, now| admission.may_connect(at.remote.ip(), now)) {
             incoming.refuse();
             continue;
         }
         let shared = shared.clone();
         tokio::spawn(async move {
-            let from = incoming.remote_address();
-            if let Err(reason) = welcome(incoming, shared, any_address).await {
-                tracing::debug!(%from, reason, "a control connection ended");
+            if let Err(reason) = welcome(incoming, shared, at).await {
+                tracing::debug!(from = %at.remote, reason, "a control connection ended");
             }
         });
     }
@@ -48,9 +61,8 @@ pub(crate) async fn accept_all(endpoint: quinn::Endpoint, shared: Arc<Shared>, a
 async fn welcome(
     incoming: Incoming,
     shared: Arc<Shared>,
-    any_address: bool,
+    at: ReturnAddress,
 ) -> Result<(), &'static str> {
-    let local = incoming.local_ip().filter(|_| any_address);
     let connecting = incoming.accept().map_err(|_| "refused")?;
     let connection = shared
         .desk
@@ -60,7 +72,6 @@ async fn welcome(
         .map_err(|_| "the handshake took too long")?
         .map_err(|_| "the handshake failed")?;
     let peer = peer_of(&connection).ok_or("no peer id in the certificate")?;
-    let at = ReturnAddress { remote: connection.remote_address(), local };
     let leg = shared.drive(|admission, _| admission.allot());
     let mut exported = [0; 32];
     connection

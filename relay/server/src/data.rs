@@ -1,15 +1,17 @@
-//! The forwarding threads.
+//! Forwarding: what is done with each batch, and the threads that do it.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use sluice_relay_core::{Dropped, Event, Forwarder, Output, ReturnAddress};
+use quinn_udp::{EcnCodepoint, RecvMeta};
+use sluice_relay_core::{Dropped, Event, Forwarder, Output, ReturnAddress, StreamId};
 use sluice_transport::Clock;
 use tokio::sync::mpsc;
 
 use crate::endpoint::QuicQueue;
 use crate::sockets::RelaySocket;
+use crate::tcp::StreamTable;
 
 /// Room for the largest batch that the kernel hands over.
 const BUFFER: usize = 64 * 1024;
@@ -24,15 +26,22 @@ pub(crate) struct ThreadCounts {
     pub(crate) batches: AtomicU64,
 }
 
-/// One forwarding thread: everything it needs.
-pub(crate) struct DataThread {
+/// What forwards: everything that a batch needs on its way.
+#[derive(Debug, Clone)]
+pub(crate) struct Forwarding {
     pub(crate) socket: Arc<RelaySocket>,
     pub(crate) forwarder: Arc<Forwarder>,
     pub(crate) quic: Arc<QuicQueue>,
+    pub(crate) streams: Arc<StreamTable>,
     pub(crate) events: mpsc::Sender<Event>,
     pub(crate) counts: Arc<ThreadCounts>,
-    pub(crate) stop: Arc<AtomicBool>,
     pub(crate) clock: Clock,
+}
+
+/// One forwarding thread: everything it needs.
+pub(crate) struct DataThread {
+    pub(crate) forwarding: Forwarding,
+    pub(crate) stop: Arc<AtomicBool>,
     /// Whether the sockets are bound to every address of the host.
     pub(crate) any_address: bool,
 }
@@ -42,7 +51,7 @@ impl DataThread {
     pub(crate) fn run(self) {
         let mut buffer = vec![0; BUFFER];
         while !self.stop.load(Ordering::Relaxed) {
-            match self.socket.receive(&mut buffer) {
+            match self.forwarding.socket.receive(&mut buffer) {
                 Ok(meta) => self.batch(&meta, &mut buffer[..meta.len]),
                 Err(e) if is_pause(&e) => {}
                 Err(error) => {
@@ -56,14 +65,26 @@ impl DataThread {
     /// Forwards on a network other than the kernel's until it is dropped.
     pub(crate) async fn run_as_task(self) {
         let mut buffer = vec![0; BUFFER];
-        while let Ok(meta) = self.socket.received(&mut buffer).await {
+        while let Ok(meta) = self.forwarding.socket.received(&mut buffer).await {
             self.batch(&meta, &mut buffer[..meta.len]);
         }
     }
 
-    fn batch(&self, meta: &quinn_udp::RecvMeta, batch: &mut [u8]) {
+    fn batch(&self, meta: &RecvMeta, batch: &mut [u8]) {
         let local = meta.dst_ip.filter(|_| self.any_address);
         let from = ReturnAddress { remote: meta.addr, local };
+        if StreamId::of(meta.addr.ip()).is_some() || from.stream().is_some() {
+            // Whoever writes such an address wants to be taken for a stream.
+            let count = meta.len.div_ceil(meta.stride.max(1)) as u64;
+            return self.forwarding.forwarder.drops().add(Dropped::Source, count);
+        }
+        self.forwarding.batch(from, meta, batch);
+    }
+}
+
+impl Forwarding {
+    /// Forwards a batch that came from `from`, which QUIC knows as `meta.addr`.
+    pub(crate) fn batch(&self, from: ReturnAddress, meta: &RecvMeta, batch: &mut [u8]) {
         let mut forwarded = 0;
         self.forwarder.forward(self.clock.now(), from, batch, meta.stride, &mut |output| {
             match output {
@@ -96,8 +117,11 @@ impl DataThread {
         to: ReturnAddress,
         bytes: &[u8],
         segment: usize,
-        ecn: Option<quinn_udp::EcnCodepoint>,
+        ecn: Option<EcnCodepoint>,
     ) -> bool {
+        if let Some(id) = to.stream() {
+            return self.streams.push(id, bytes, segment);
+        }
         let sent = self.socket.send(to, bytes, segment, ecn).is_ok();
         if !sent {
             let count = bytes.len().div_ceil(segment.max(1)) as u64;

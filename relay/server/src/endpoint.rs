@@ -12,11 +12,12 @@ use parking_lot::Mutex;
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, EndpointConfig, ServerConfig, TransportConfig, UdpPoller, VarInt};
 use sluice_proto::{ALPN_RELAY, Keypair};
-use sluice_relay_core::{Limits, ReturnAddress};
+use sluice_relay_core::{Limits, ReturnAddress, StreamId};
 
 use crate::config::{RelayConfig, RelayError};
 use crate::connection_ids::ConnectionIds;
 use crate::sockets::RelaySocket;
+use crate::tcp::StreamTable;
 
 /// QUIC packets that wait for the endpoint.
 const QUEUE_MAX: usize = 4096;
@@ -47,6 +48,7 @@ struct Queue {
 /// The way of QUIC packets from the threads to the endpoint, and back out.
 pub(crate) struct QuicQueue {
     queue: Mutex<Queue>,
+    streams: Arc<StreamTable>,
     address: SocketAddr,
 }
 
@@ -57,9 +59,13 @@ impl std::fmt::Debug for QuicQueue {
 }
 
 impl QuicQueue {
-    pub(crate) fn new(socket: Arc<RelaySocket>, address: SocketAddr) -> Self {
+    pub(crate) fn new(
+        socket: Arc<RelaySocket>,
+        streams: Arc<StreamTable>,
+        address: SocketAddr,
+    ) -> Self {
         let queue = Queue { socket: Some(socket), ..Queue::default() };
-        Self { queue: Mutex::new(queue), address }
+        Self { queue: Mutex::new(queue), streams, address }
     }
 
     /// Hands received packets to the endpoint; returns how many found no room.
@@ -98,6 +104,10 @@ impl AsyncUdpSocket for QuicQueue {
         let to = ReturnAddress { remote: transmit.destination, local: transmit.src_ip };
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
         // A full buffer is a lost packet: quinn sends it again.
+        if let Some(id) = StreamId::of(transmit.destination.ip()) {
+            self.streams.push(id, transmit.contents, segment);
+            return Ok(());
+        }
         let _ = socket.send(to, transmit.contents, segment, transmit.ecn);
         Ok(())
     }

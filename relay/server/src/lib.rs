@@ -6,6 +6,10 @@
 //! where it received them, one batch at a time: no queue, no task, no copy. QUIC packets go over
 //! a bounded queue to the one quinn endpoint, which carries control connections only.
 //!
+//! Clients whose network blocks UDP send the same packets over TLS on TCP. A task for each such
+//! stream forwards what it brings, as a thread would; what leaves over it goes through a bounded
+//! queue, so that nobody waits for a slow one.
+//!
 //! A control connection costs one task. It reads messages, hands them to
 //! [`sluice_relay_core::Admission`] behind a lock, and obeys what comes out.
 //!
@@ -38,6 +42,7 @@ mod relay;
 mod shared;
 mod sockets;
 mod steer;
+mod tcp;
 
 pub use config::{RelayConfig, RelayError, RelayPayment};
 pub use meters::MeterStats;

@@ -15,12 +15,13 @@ use tokio::task::JoinSet;
 
 use crate::config::{RelayConfig, RelayError};
 use crate::control::accept_all;
-use crate::data::{DataThread, ThreadCounts};
+use crate::data::{DataThread, Forwarding, ThreadCounts};
 use crate::desk::Desk;
 use crate::endpoint::{self, QuicQueue};
 use crate::meters::MeterStats;
 use crate::shared::{Shared, close_code};
 use crate::sockets;
+use crate::tcp::{Listener, StreamTable};
 
 /// Events of the forwarding threads that wait for the control plane.
 const EVENTS_MAX: usize = 1024;
@@ -42,6 +43,10 @@ pub struct RelayStats {
     pub meters: Vec<MeterStats>,
     /// Clients that are here.
     pub legs: usize,
+    /// TCP connections that stand.
+    pub streams: usize,
+    /// Frame bytes sent on that had come over TCP, headers included.
+    pub forwarded_from_streams: u64,
     /// What was dropped, by kind.
     pub drops: Vec<(Dropped, u64)>,
 }
@@ -50,7 +55,7 @@ impl RelayStats {
     /// Frame bytes sent on in all, headers included.
     #[must_use]
     pub fn forwarded(&self) -> u64 {
-        self.forwarded_by_thread.iter().sum()
+        self.forwarded_by_thread.iter().sum::<u64>() + self.forwarded_from_streams
     }
 
     /// Drops of one kind.
@@ -67,7 +72,9 @@ pub struct Relay {
     endpoint: quinn::Endpoint,
     quic: Arc<QuicQueue>,
     address: SocketAddr,
+    tcp: Option<SocketAddr>,
     counts: Vec<Arc<ThreadCounts>>,
+    stream_counts: Arc<ThreadCounts>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
     tasks: JoinSet<()>,
@@ -91,13 +98,15 @@ impl Relay {
         let port = sockets::bind(&config.network, config.bind, lanes)?;
         let address = port.address;
         let sockets: Vec<_> = port.sockets.into_iter().map(Arc::new).collect();
-        let quic = Arc::new(QuicQueue::new(sockets[0].clone(), address));
-        let endpoint = endpoint::start(quic.clone(), &config)?;
+        let listener = config.tcp.map(|at| Listener::bind(&config, at)).transpose()?;
         let (now, seed) = (config.clock.now(), config.random.bytes());
         let forwarder = Arc::new(Forwarder::new(seed, now));
+        let streams = Arc::new(StreamTable::new(&config.limits, forwarder.clone(), now));
+        let quic = Arc::new(QuicQueue::new(sockets[0].clone(), streams.clone(), address));
+        let endpoint = endpoint::start(quic.clone(), &config)?;
         let lanes = u32::try_from(lanes).expect("as many as cores");
         let admission = Admission::new(forwarder.clone(), config.limits.clone(), lanes, now);
-        let shared = Arc::new(Shared::new(forwarder, admission, Desk::new(&config)));
+        let shared = Arc::new(Shared::new(forwarder, admission, Desk::new(&config), streams));
         let (events, heard) = mpsc::channel(EVENTS_MAX);
         let any_address = config.bind.ip().is_unspecified();
 
@@ -113,24 +122,30 @@ impl Relay {
             endpoint,
             quic,
             address,
+            tcp: listener.as_ref().map(Listener::local_addr),
             counts: Vec::new(),
+            stream_counts: Arc::default(),
             threads: Vec::new(),
             stop: Arc::default(),
             tasks,
         };
+        let forwarding = Forwarding {
+            socket: sockets[0].clone(),
+            forwarder: relay.shared.forwarder.clone(),
+            quic: relay.quic.clone(),
+            streams: relay.shared.streams.clone(),
+            events,
+            counts: relay.stream_counts.clone(),
+            clock: config.clock.clone(),
+        };
+        if let Some(listener) = listener {
+            relay.tasks.spawn(listener.accept_all(forwarding.clone(), any_address));
+        }
         for (i, socket) in sockets.into_iter().enumerate() {
             let counts = Arc::new(ThreadCounts::default());
             relay.counts.push(counts.clone());
-            let thread = DataThread {
-                socket,
-                forwarder: relay.shared.forwarder.clone(),
-                quic: relay.quic.clone(),
-                events: events.clone(),
-                counts,
-                stop: relay.stop.clone(),
-                clock: config.clock.clone(),
-                any_address,
-            };
+            let forwarding = Forwarding { socket, counts, ..forwarding.clone() };
+            let thread = DataThread { forwarding, stop: relay.stop.clone(), any_address };
             if matches!(config.network, Network::Other(_)) {
                 relay.tasks.spawn(thread.run_as_task());
                 continue;
@@ -141,7 +156,8 @@ impl Relay {
                 .map_err(|e| RelayError::System("start a forwarding thread", e))?;
             relay.threads.push(handle);
         }
-        tracing::info!(%address, peer = %relay.peer(), threads = lanes, "the relay listens");
+        let tcp = relay.tcp.map(|at| at.to_string()).unwrap_or_default();
+        tracing::info!(%address, tcp, peer = %relay.peer(), threads = lanes, "the relay listens");
         Ok(relay)
     }
 
@@ -149,6 +165,12 @@ impl Relay {
     #[must_use]
     pub const fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where it listens on TCP, if it does.
+    #[must_use]
+    pub const fn tcp_addr(&self) -> Option<SocketAddr> {
+        self.tcp
     }
 
     /// Who it is.
@@ -171,6 +193,8 @@ impl Relay {
             reservations: admission.reservation_stats(),
             meters,
             legs: admission.legs(),
+            streams: self.shared.streams.len(),
+            forwarded_from_streams: self.stream_counts.forwarded.load(Ordering::Relaxed),
             drops: self.shared.forwarder.drops().snapshot(),
         })
     }

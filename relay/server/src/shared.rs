@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use crate::desk::Desk;
 use crate::meters::Meters;
+use crate::tcp::StreamTable;
 
 /// Messages that wait for a client that does not read. More, and it is cut off.
 const OUTBOX_MAX: usize = 1024;
@@ -91,6 +92,7 @@ pub(crate) struct Shared {
     pub(crate) forwarder: Arc<Forwarder>,
     pub(crate) desk: Desk,
     pub(crate) meters: Meters,
+    pub(crate) streams: Arc<StreamTable>,
     /// Woken when the time of [`Admission::poll_timeout`] may have changed.
     pub(crate) timer: Notify,
     admission: Mutex<Admission>,
@@ -98,11 +100,17 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(forwarder: Arc<Forwarder>, admission: Admission, desk: Desk) -> Self {
+    pub(crate) fn new(
+        forwarder: Arc<Forwarder>,
+        admission: Admission,
+        desk: Desk,
+        streams: Arc<StreamTable>,
+    ) -> Self {
         Self {
             forwarder,
             desk,
             meters: Meters::default(),
+            streams,
             timer: Notify::new(),
             admission: Mutex::new(admission),
             outboxes: Mutex::default(),

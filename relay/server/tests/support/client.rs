@@ -65,10 +65,20 @@ impl Client {
     }
 
     pub(crate) async fn connect_as(relay: &Relay, keypair: Keypair, incarnation: u64) -> Self {
+        Self::connect_at(relay, relay.local_addr(), keypair, incarnation).await
+    }
+
+    /// Connects to a relay that answers at another address too.
+    pub(crate) async fn connect_at(
+        relay: &Relay,
+        at: SocketAddr,
+        keypair: Keypair,
+        incarnation: u64,
+    ) -> Self {
         let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
         let config = client_config(&keypair, relay.peer());
         let connection = endpoint
-            .connect_with(config, relay.local_addr(), "relay")
+            .connect_with(config, at, "relay")
             .unwrap()
             .await
             .expect("the relay takes the connection");
@@ -84,7 +94,7 @@ impl Client {
             to_relay: FrameKey::new(&[0; 16]),
             from_relay: FrameKey::new(&[0; 16]),
             counter: 0,
-            relay: relay.local_addr(),
+            relay: at,
             connection,
             _endpoint: endpoint,
         };
@@ -221,6 +231,11 @@ impl Client {
 
     pub(crate) fn send_data(&mut self, flow: FlowId, payload: &[u8]) {
         self.send_frame(FrameType::Data, flow, payload);
+    }
+
+    /// Speaks with the relay at another of its addresses from now on.
+    pub(crate) fn turn_to(&mut self, relay: SocketAddr) {
+        self.relay = relay;
     }
 
     pub(crate) fn send_raw(&self, bytes: &[u8]) {
