@@ -26,7 +26,9 @@ pub use libp2p_identity::{Keypair, PeerId, PublicKey};
 pub use packets::{PACKET_MAX, PacketError, PacketQueue, PacketReader};
 pub use relay_budget::{RelayBudget, RelayFlow};
 pub use signed::{SignatureError, Topic, sign, verify};
-pub use ticket::{Invite, InviteError, RelayAddr, Ticket, TicketError};
+pub use ticket::{
+    Invite, InviteError, RelayAddr, Ticket, TicketError, decode_relays, encode_relays,
+};
 pub use units::{
     Amount, BYTES_PER_PRICE_UNIT, Price, STATEMENT_STREAMS_MAX, WINDOW_MAX, WINDOW_MIN, amount_due,
     window_bytes,

@@ -66,6 +66,7 @@ pub struct RelayFlow {
     counted: AtomicU64,
     received: AtomicU64,
     queued: AtomicU64,
+    delivered: AtomicU64,
 }
 
 impl RelayFlow {
@@ -78,7 +79,13 @@ impl RelayFlow {
             counted: AtomicU64::new(0),
             received: AtomicU64::new(0),
             queued: AtomicU64::new(0),
+            delivered: AtomicU64::new(0),
         })
+    }
+
+    /// Counts payload that this flow brought and that was delivered; the total.
+    pub fn count_delivered(&self, bytes: u64) -> u64 {
+        self.delivered.fetch_add(bytes, Relaxed).saturating_add(bytes)
     }
 
     /// Counts a batch of frames *before* it is sent, so that an honest relay's claim is never above

@@ -157,7 +157,7 @@ impl Ticket {
     }
 
     fn from_wire(wire: &rendezvous::Ticket) -> Result<Self, TicketError> {
-        let relays: Vec<_> = wire.relays.iter().take(RELAYS_MAX).filter_map(decode_relay).collect();
+        let relays: Vec<_> = decode_relays(&wire.relays);
         if relays.is_empty() {
             return Err(TicketError::NoRelay);
         }
@@ -178,6 +178,18 @@ impl Ticket {
 
 fn peer(bytes: &[u8]) -> Result<PeerId, IdError> {
     PeerId::from_bytes(bytes).map_err(|_| IdError::PeerId("peer"))
+}
+
+/// Relays as messages carry them; at most 8.
+#[must_use]
+pub fn encode_relays(relays: &[RelayAddr]) -> Vec<rendezvous::RelayHint> {
+    relays.iter().take(RELAYS_MAX).map(encode_relay).collect()
+}
+
+/// The inverse: what is malformed is left out, and so is what is beyond 8.
+#[must_use]
+pub fn decode_relays(hints: &[rendezvous::RelayHint]) -> Vec<RelayAddr> {
+    hints.iter().take(RELAYS_MAX).filter_map(decode_relay).collect()
 }
 
 fn encode_relay(relay: &RelayAddr) -> rendezvous::RelayHint {

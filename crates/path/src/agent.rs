@@ -21,8 +21,17 @@ const RETRY_MAX: Duration = Duration::from_secs(64);
 const RETRY_PINGS: u32 = 4;
 /// A proven path is echoed this often: below the 30 s after which many NATs forget a mapping.
 const KEEP_WARM: Duration = Duration::from_secs(15);
+/// .. and again after this while it does not answer.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// A path whose pings went unanswered for this long is no path any more.
-const STALE: Duration = KEEP_WARM.saturating_mul(2);
+const STALE: Duration = Duration::from_secs(10);
+/// An address or relay that carried echoes in this session before is asked again after this, so
+/// that it is found soon after it heals ..
+const KNOWN_RETRY: Duration = Duration::from_secs(3);
+/// .. for as long as this after it died.
+const KNOWN_FOR: Duration = Duration::from_secs(600);
+/// Packets take another way on the other side's word for this long after it was last said.
+const LENT: Duration = Duration::from_millis(500);
 /// A switch is said again with the pings on the new path, the first of them after this.
 const SAY_AGAIN: Duration = Duration::from_millis(200);
 /// A path is not left for silence shorter than this.
@@ -45,6 +54,9 @@ const OUTSTANDING_MAX: usize = 16;
 const STRAYS_MAX: usize = 4;
 /// .. within this: where both NATs map by destination, each ping makes another address.
 const STRAYS_SPAN: Duration = Duration::from_secs(10);
+/// A path's round-trip time is the least of so many echoes, so that one stall does not make it seem
+/// slow.
+const RTT_SAMPLES: usize = 4;
 
 /// What agents say to one another, sealed by the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +83,11 @@ pub enum Probe {
         /// The ports.
         guess: Guess,
     },
+    /// The path in use is silent to the sender, whose packets take this one until it answers.
+    Trial {
+        /// Of the last switch.
+        epoch: u64,
+    },
 }
 
 /// Why another path was chosen.
@@ -84,6 +101,8 @@ pub enum Reason {
     Silent,
     /// The old one is gone: its relay or its permission.
     Withdrawn,
+    /// The old one's relay waits for payment.
+    Unpaid,
     /// The other side switched.
     Followed,
 }
@@ -95,6 +114,7 @@ impl fmt::Display for Reason {
             Self::Better => "a better path was proven",
             Self::Silent => "the old path fell silent",
             Self::Withdrawn => "the old path was withdrawn",
+            Self::Unpaid => "the old path's relay waits for payment",
             Self::Followed => "the other side switched",
         })
     }
@@ -111,6 +131,19 @@ pub enum Event {
         reason: Reason,
         /// Whether the old path is thought dead, so that its flight is lost.
         old_dead: bool,
+    },
+    /// Packets go here for now: the path in use is silent, to us or to the other side. Nothing is
+    /// decided.
+    Tried {
+        /// The path.
+        path: Path,
+        /// The silence is ours: what is in flight may be lost.
+        ours: bool,
+    },
+    /// Packets go on the path in use again.
+    Returned {
+        /// The path in use.
+        path: Path,
     },
     /// QUIC from this address at this socket belongs to the session.
     Proven(Pair),
@@ -135,6 +168,25 @@ pub struct Activity {
     pub unanswered_since: Option<Instant>,
     /// QUIC's probe timeout (RFC 9002, section 6.2).
     pub pto: Duration,
+    /// Whether that packet, or one after it, demands an answer.
+    pub outstanding: bool,
+}
+
+/// Another path under the session's packets while the one in use is silent.
+#[derive(Debug, Clone, Copy)]
+struct Trial {
+    path: Path,
+    /// On our own account, or until when on the other side's word.
+    until: Option<Instant>,
+}
+
+/// A ping that awaits its echo.
+#[derive(Debug, Clone, Copy)]
+struct Ping {
+    token: u64,
+    sent: Instant,
+    /// Sent during a silence: its echo says more of the silence than of the path's length.
+    doubted: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -148,11 +200,15 @@ struct State {
     pings: u32,
     retry_after: Duration,
     next_ping: Option<Instant>,
-    outstanding: VecDeque<(u64, Instant)>,
+    outstanding: VecDeque<Ping>,
+    samples: VecDeque<Duration>,
     /// The other side switched to it, before it was proven to us.
     use_epoch: Option<u64>,
     died: Option<Instant>,
     held_until: Option<Instant>,
+    /// It was proven before.
+    known: bool,
+    unpaid: bool,
 }
 
 impl State {
@@ -167,10 +223,26 @@ impl State {
             retry_after: RETRY_AFTER,
             next_ping: Some(now),
             outstanding: VecDeque::new(),
+            samples: VecDeque::new(),
             use_epoch: None,
             died: None,
             held_until: None,
+            known: false,
+            unpaid: false,
         }
+    }
+}
+
+impl State {
+    fn measure(&mut self, sample: Duration, doubted: bool) {
+        if doubted && self.samples.back().is_some_and(|last| *last < sample) {
+            return;
+        }
+        if self.samples.len() == RTT_SAMPLES {
+            self.samples.pop_front();
+        }
+        self.samples.push_back(sample);
+        self.rtt = self.samples.iter().copied().min().unwrap_or(sample);
     }
 }
 
@@ -189,6 +261,7 @@ pub struct Agent {
     punch: Punch,
     /// When unknown addresses were taken in while a direct path stood.
     strays: VecDeque<Instant>,
+    trial: Option<Trial>,
     transmits: VecDeque<(Path, Probe)>,
     events: VecDeque<Event>,
 }
@@ -209,6 +282,7 @@ impl Agent {
             suspect: None,
             punch: Punch::new(controlling),
             strays: VecDeque::new(),
+            trial: None,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
         }
@@ -224,6 +298,18 @@ impl Agent {
     #[must_use]
     pub fn rtt(&self, path: Path) -> Option<Duration> {
         self.paths.get(&path).filter(|s| s.proven).map(|s| s.rtt)
+    }
+
+    /// Whether a path answers its echoes.
+    #[must_use]
+    pub fn is_proven(&self, path: Path) -> bool {
+        self.paths.get(&path).is_some_and(|s| s.proven)
+    }
+
+    /// Since when a path has not answered although it was asked; never, if it answers.
+    #[must_use]
+    pub fn silent_since(&self, path: Path) -> Option<Instant> {
+        self.paths.get(&path)?.asked
     }
 
     /// A relay now carries the session. The first one is used at once, unproven, since the
@@ -295,6 +381,15 @@ impl Agent {
         self.handle_timeout(now);
     }
 
+    /// A relay waits for payment for the session's packets, or does no more. Such a path is left
+    /// for one that is paid for, but it is not dead.
+    pub fn set_unpaid(&mut self, relay: u32, unpaid: bool, now: Instant) {
+        if let Some(state) = self.paths.get_mut(&Path::Relay(relay)) {
+            state.unpaid = unpaid;
+        }
+        self.handle_timeout(now);
+    }
+
     /// How many entries of the NAT's table guessing may take at a time.
     pub fn set_nat_entries_max(&mut self, entries: u16) {
         self.punch.entries_max = entries.min(crate::GUESSES_MAX);
@@ -362,6 +457,18 @@ impl Agent {
         }
     }
 
+    /// This node's own addresses changed, or it slept: every path is to be asked at once.
+    pub fn handle_local_change(&mut self, now: Instant) {
+        for state in self.paths.values_mut() {
+            if !state.proven {
+                state.pings = 0;
+                state.retry_after = RETRY_AFTER;
+            }
+            state.next_ping = Some(now);
+        }
+        self.handle_timeout(now);
+    }
+
     /// A probe arrived and its seal was right. Hearing it on an unknown address makes that
     /// address a candidate (peer-reflexive, RFC 8445).
     pub fn handle_probe(&mut self, from: Path, probe: Probe, now: Instant) {
@@ -404,9 +511,7 @@ impl Agent {
                     self.punch.handle_guess(round, guess, now, draw);
                 }
             }
-        }
-        if self.selected == Some(from) {
-            self.suspect = None;
+            Probe::Trial { epoch } => self.handle_trial(from, epoch, now),
         }
         self.handle_timeout(now);
     }
@@ -427,7 +532,7 @@ impl Agent {
     /// An echo. It proves the path that its ping took, whichever way it came back itself: a NAT
     /// that maps by destination may answer from another address than was asked.
     fn handle_pong(&mut self, from: Path, token: u64, now: Instant) {
-        let asked = |state: &State| state.outstanding.iter().any(|(t, _)| *t == token);
+        let asked = |state: &State| state.outstanding.iter().any(|p| p.token == token);
         let took = if self.paths.get(&from).is_some_and(asked) {
             from
         } else if let Path::Direct(came) = from {
@@ -443,30 +548,95 @@ impl Agent {
             return;
         };
         let Some(state) = self.paths.get_mut(&took) else { return };
-        let Some(at) = state.outstanding.iter().position(|(t, _)| *t == token) else { return };
+        let Some(at) = state.outstanding.iter().position(|p| p.token == token) else { return };
         let from = took;
-        let (_, sent) = state.outstanding[at];
+        let ping = state.outstanding[at];
         state.outstanding.drain(..=at);
-        let sample = now.saturating_duration_since(sent);
-        state.rtt = if state.proven { (state.rtt * 7 + sample) / 8 } else { sample };
+        state.measure(now.saturating_duration_since(ping.sent), ping.doubted);
         if !state.proven {
             state.proven = true;
             if let Path::Direct(pair) = from {
                 self.events.push_back(Event::Proven(pair));
             }
         }
+        state.known = true;
         state.echoed = Some(now);
         state.asked = None;
         state.pings = 0;
         state.retry_after = RETRY_AFTER;
         state.next_ping = Some(now + KEEP_WARM);
-        if let Some(epoch) = state.use_epoch.take() {
+        let use_epoch = state.use_epoch.take();
+        // What else arrives there may still come from a side that hears nothing of us.
+        if self.selected == Some(from) {
+            self.answered();
+        }
+        if let Some(epoch) = use_epoch {
             self.handle_use(from, epoch, now);
+        }
+    }
+
+    /// The path in use answered.
+    fn answered(&mut self) {
+        self.suspect = None;
+        if self.trial.is_some_and(|t| t.until.is_none()) {
+            self.end_trial();
+            if let Some(selected) = self.selected {
+                self.announce(selected);
+            }
+        }
+    }
+
+    fn end_trial(&mut self) {
+        if self.trial.take().is_some()
+            && let Some(path) = self.selected
+        {
+            self.events.push_back(Event::Returned { path });
+        }
+    }
+
+    /// Sends on the best other path while the one in use is silent, so that no time is lost if it
+    /// is dead. One that has echoed since comes before one that has not.
+    fn try_out(&mut self, selected: Path, began: Instant, now: Instant) {
+        let echoed = |path: Path| self.paths[&path].echoed.is_some_and(|at| at >= began);
+        let tried = self.trial.filter(|t| t.until.is_none()).map(|t| t.path);
+        if tried.is_some_and(|path| self.is_proven(path) && echoed(path)) {
+            return;
+        }
+        let rival = self
+            .best(now, |p| p != selected && echoed(p))
+            .or_else(|| self.best(now, |p| p != selected));
+        let Some(path) = rival.filter(|p| Some(*p) != tried) else { return };
+        self.trial = Some(Trial { path, until: None });
+        self.events.push_back(Event::Tried { path, ours: true });
+        for _ in 0..3 {
+            self.transmits.push_back((path, Probe::Trial { epoch: self.epoch }));
+        }
+    }
+
+    /// Answers where the other side sends while it doubts the path in use.
+    fn handle_trial(&mut self, from: Path, epoch: u64, now: Instant) {
+        let ours = self.trial.is_some_and(|t| t.until.is_none());
+        let elsewhere = self.selected.is_some_and(|selected| selected != from);
+        if ours || !elsewhere || epoch < self.epoch || !self.may_probe(from) {
+            return;
+        }
+        if !self.is_proven(from) {
+            return;
+        }
+        let before = self.trial.replace(Trial { path: from, until: Some(now + LENT) });
+        if before.is_none_or(|t| t.path != from) {
+            self.events.push_back(Event::Tried { path: from, ours: false });
         }
     }
 
     /// Follows the other side, but only to where it was echoed: it may be a stranger's address.
     fn handle_use(&mut self, from: Path, epoch: u64, now: Instant) {
+        if self.selected == Some(from)
+            && epoch >= self.epoch
+            && self.trial.is_some_and(|t| t.until.is_some())
+        {
+            self.end_trial();
+        }
         if epoch < self.epoch || (epoch == self.epoch && self.controlling) {
             return;
         }
@@ -519,7 +689,7 @@ impl Agent {
     pub fn handle_activity(&mut self, activity: Activity, now: Instant) {
         let Some(selected) = self.selected else { return };
         let Some(since) = activity.unanswered_since else {
-            self.suspect = None;
+            self.answered();
             return;
         };
         let silent = now.saturating_duration_since(since);
@@ -528,14 +698,21 @@ impl Agent {
         }
         let began = *self.suspect.get_or_insert(now);
         self.ping_all_suspects(began, now);
+        if activity.outstanding {
+            self.try_out(selected, began, now);
+        }
         let patience = (activity.pto * 2).max(SILENCE_MIN);
         let echoed = |path| self.paths[&path].echoed.is_some_and(|at| at >= began);
         let rival = self.best(now, |p| p != selected && echoed(p));
         if let Some(rival) = rival
             && silent >= patience
         {
-            self.mark_dead(selected, now);
-            self.switch(rival, Reason::Silent, true, now);
+            let unpaid = self.paths.get(&selected).is_some_and(|s| s.unpaid);
+            if !unpaid {
+                self.mark_dead(selected, now);
+            }
+            let reason = if unpaid { Reason::Unpaid } else { Reason::Silent };
+            self.switch(rival, reason, true, now);
         }
         self.handle_timeout(now);
     }
@@ -549,7 +726,7 @@ impl Agent {
             .filter(|(path, s)| {
                 (s.proven || Some(**path) == self.selected)
                     && self.may_probe(**path)
-                    && s.outstanding.back().is_none_or(|(_, at)| *at + wait <= now)
+                    && s.outstanding.back().is_none_or(|p| p.sent + wait <= now)
             })
             .map(|(path, _)| *path)
             .collect();
@@ -564,15 +741,20 @@ impl Agent {
         state.held_until = Some(now + if again { FLAP_HOLD } else { HOLD_DOWN });
         state.died = Some(now);
         state.proven = false;
+        state.samples.clear();
         state.pings = 0;
         state.next_ping = Some(now + SUSPECT_PING);
     }
 
     fn remove(&mut self, path: Path, now: Instant) {
         self.paths.remove(&path);
+        if self.trial.is_some_and(|t| t.path == path) {
+            self.end_trial();
+        }
         if self.selected == Some(path) {
             self.selected = None;
             self.suspect = None;
+            self.trial = None;
             if let Some(next) = self.best(now, |_| true) {
                 self.switch(next, Reason::Withdrawn, true, now);
             }
@@ -583,7 +765,14 @@ impl Agent {
     pub fn handle_timeout(&mut self, now: Instant) {
         for state in self.paths.values_mut() {
             state.held_until = state.held_until.filter(|until| *until > now);
-            state.proven &= state.asked.is_none_or(|at| at + STALE > now);
+            if state.proven && state.asked.is_some_and(|at| at + STALE <= now) {
+                state.proven = false;
+                state.pings = 0;
+            }
+        }
+        let over = |t: Trial| t.until.is_some_and(|until| until <= now) || !self.may_probe(t.path);
+        if self.trial.is_some_and(over) {
+            self.end_trial();
         }
         let due: Vec<Path> = self
             .paths
@@ -595,10 +784,10 @@ impl Agent {
             self.ping(path, now);
         }
         self.advance_punch(now);
+        self.withdraw(now);
         if self.controlling {
             self.improve(now);
         }
-        self.withdraw(now);
     }
 
     /// Leaves a path that is not allowed any more, or answers no ping any more: what arrives over
@@ -627,16 +816,21 @@ impl Agent {
         if state.outstanding.len() == OUTSTANDING_MAX {
             state.outstanding.pop_front();
         }
-        state.outstanding.push_back((token, now));
-        state.asked.get_or_insert(now);
+        let doubted = self.suspect.is_some();
+        state.outstanding.push_back(Ping { token, sent: now, doubted });
+        let asked = *state.asked.get_or_insert(now);
         state.pings = state.pings.saturating_add(1);
         let wait = if state.proven {
-            KEEP_WARM
+            ASK_AGAIN
         } else if state.pings >= PINGS_MAX {
-            let wait = state.retry_after;
             state.pings = PINGS_MAX - RETRY_PINGS;
-            state.retry_after = (wait * 2).min(RETRY_MAX);
-            wait
+            if state.known && asked + KNOWN_FOR > now {
+                KNOWN_RETRY
+            } else {
+                let wait = state.retry_after;
+                state.retry_after = (wait * 2).min(RETRY_MAX);
+                wait
+            }
         } else {
             let step = FIRST_PINGS_MS.get(state.pings as usize).or(FIRST_PINGS_MS.last());
             Duration::from_millis(*step.expect("the table is not empty"))
@@ -646,6 +840,9 @@ impl Agent {
         if self.announces && self.selected == Some(path) {
             self.transmits.push_back((path, Probe::Use { epoch: self.epoch }));
         }
+        if self.trial.is_some_and(|t| t.path == path && t.until.is_none()) {
+            self.transmits.push_back((path, Probe::Trial { epoch: self.epoch }));
+        }
     }
 
     fn improve(&mut self, now: Instant) {
@@ -654,8 +851,11 @@ impl Agent {
             self.switch(best, Reason::First, true, now);
             return;
         };
-        if best != selected && self.rank(best, now).beats(&self.rank(selected, now)) {
-            self.switch(best, Reason::Better, false, now);
+        let (rank, current) = (self.rank(best, now), self.rank(selected, now));
+        if best != selected && rank.beats(&current) {
+            let unpaid = current.unpaid && !rank.unpaid && !current.dead;
+            let reason = if unpaid { Reason::Unpaid } else { Reason::Better };
+            self.switch(best, reason, false, now);
         }
     }
 
@@ -664,6 +864,7 @@ impl Agent {
         let held = state.and_then(|s| s.held_until).is_some_and(|until| until > now);
         Rank {
             dead: !state.is_some_and(|s| s.proven) || held,
+            unpaid: state.is_some_and(|s| s.unpaid),
             kind: path.kind(),
             rtt: state.map_or(Duration::MAX, |s| s.rtt),
         }
@@ -702,6 +903,7 @@ impl Agent {
     fn select(&mut self, path: Path, reason: Reason, old_dead: bool) {
         self.selected = Some(path);
         self.suspect = None;
+        self.trial = None;
         self.events.push_back(Event::Selected { path, reason, old_dead });
     }
 
@@ -733,6 +935,8 @@ impl Agent {
             .min()
             .map(|at| (at, "hold-down over"));
         let punch = self.punch.poll_timeout().map(|at| (at, "guess"));
-        [ping, hold, punch].into_iter().flatten().min()
+        let lent =
+            self.trial.and_then(|t| t.until).map(|at| (at, "the other side's trial is over"));
+        [ping, hold, punch, lent].into_iter().flatten().min()
     }
 }

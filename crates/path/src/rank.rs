@@ -86,6 +86,8 @@ const MARGIN: Duration = Duration::from_millis(5);
 pub struct Rank {
     /// Not echoed, or silent.
     pub dead: bool,
+    /// Its relay waits for payment and lets only a trickle through.
+    pub unpaid: bool,
     /// Direct before relayed.
     pub kind: Kind,
     /// As measured by echoes.
@@ -96,7 +98,8 @@ impl Rank {
     /// Whether leaving `current` for `self` is worth it.
     #[must_use]
     pub fn beats(&self, current: &Self) -> bool {
-        match (self.dead, self.kind).cmp(&(current.dead, current.kind)) {
+        let class = |rank: &Self| (rank.dead, rank.unpaid, rank.kind);
+        match class(self).cmp(&class(current)) {
             std::cmp::Ordering::Less => true,
             std::cmp::Ordering::Greater => false,
             std::cmp::Ordering::Equal => {
@@ -111,7 +114,7 @@ mod tests {
     use super::*;
 
     fn rank(dead: bool, kind: Kind, ms: u64) -> Rank {
-        Rank { dead, kind, rtt: Duration::from_millis(ms) }
+        Rank { dead, unpaid: false, kind, rtt: Duration::from_millis(ms) }
     }
 
     #[test]
@@ -120,6 +123,13 @@ mod tests {
         assert!(slow_direct.beats(&rank(false, Kind::Relayed, 10)));
         assert!(rank(false, Kind::Relayed, 900).beats(&rank(true, Kind::Direct, 1)));
         assert!(!rank(true, Kind::Direct, 1).beats(&slow_direct));
+    }
+
+    #[test]
+    fn an_unpaid_path_comes_after_every_paid_one_and_before_the_dead() {
+        let unpaid = Rank { unpaid: true, ..rank(false, Kind::Direct, 1) };
+        assert!(rank(false, Kind::Relayed, 900).beats(&unpaid));
+        assert!(unpaid.beats(&rank(true, Kind::Direct, 1)));
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl Pair {
     }
 
     fn silence(&mut self, since: Instant) {
-        let activity = Activity { unanswered_since: Some(since), pto: 20 * MS };
+        let activity = Activity { unanswered_since: Some(since), pto: 20 * MS, outstanding: true };
         self.tenant.handle_activity(activity, self.now);
     }
 }

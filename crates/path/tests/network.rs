@@ -39,6 +39,7 @@ enum Packet {
     Ping(u64),
     Pong(u64),
     Use(u64),
+    Trial(u64),
     Data,
 }
 
@@ -49,8 +50,12 @@ struct Side {
     agent: Agent,
     /// Where the other side sees it.
     addr: SocketAddr,
+    /// Where its packets go: the path in use, or another for a trial.
+    route: Option<Path>,
     unanswered: Option<Instant>,
     owes_ack: bool,
+    data: Vec<Instant>,
+    trials: usize,
     echoed: BTreeSet<Path>,
     switches: Vec<(Instant, Path, Reason)>,
     pings: BTreeMap<Path, Vec<Instant>>,
@@ -60,10 +65,13 @@ struct World {
     sides: [Side; 2],
     now: Instant,
     ways: BTreeMap<(Way, usize), Condition>,
+    /// Nothing that is sent before then arrives earlier.
+    stalled_until: Instant,
     flying: BinaryHeap<Reverse<Flying>>,
     random: u64,
     step: Duration,
-    busy: bool,
+    /// Which sides have data to send.
+    busy: [bool; 2],
 }
 
 fn address(port: u16) -> SocketAddr {
@@ -82,8 +90,11 @@ impl World {
         let side = |controlling, port| Side {
             agent: Agent::new(controlling, seed.wrapping_add(u64::from(port))),
             addr: address(port),
+            route: None,
             unanswered: None,
             owes_ack: false,
+            data: Vec::new(),
+            trials: 0,
             echoed: BTreeSet::new(),
             switches: Vec::new(),
             pings: BTreeMap::new(),
@@ -92,10 +103,11 @@ impl World {
             sides: [side(true, 1), side(false, 2)],
             now,
             ways: BTreeMap::new(),
+            stalled_until: now,
             flying: BinaryHeap::new(),
             random: seed,
             step: STEP,
-            busy: true,
+            busy: [true; 2],
         };
         world.add_relay(1);
         world.set(Way::Direct, GOOD);
@@ -145,7 +157,8 @@ impl World {
         if !condition.blocked && !lost {
             // The chance keeps packets of one moment in no particular order.
             let order = self.chance();
-            self.flying.push(Reverse((self.now + condition.delay, order, way, from, packet)));
+            let at = (self.now + condition.delay).max(self.stalled_until);
+            self.flying.push(Reverse((at, order, way, from, packet)));
         }
     }
 
@@ -159,20 +172,24 @@ impl World {
         let side = &mut self.sides[to];
         let probe = match packet {
             Packet::Data => {
-                side.unanswered = None;
+                if side.agent.selected() == Some(path) {
+                    side.unanswered = None;
+                }
                 side.owes_ack = true;
+                side.data.push(now);
                 return;
             }
             Packet::Ping(token) => Probe::Ping { token },
             Packet::Use(epoch) => Probe::Use { epoch },
+            Packet::Trial(epoch) => Probe::Trial { epoch },
             Packet::Pong(token) => {
                 side.echoed.insert(path);
+                if side.agent.selected() == Some(path) {
+                    side.unanswered = None;
+                }
                 Probe::Pong { token }
             }
         };
-        if side.agent.selected() == Some(path) {
-            side.unanswered = None;
-        }
         side.agent.handle_probe(path, probe, now);
         self.drain(to);
     }
@@ -180,11 +197,29 @@ impl World {
     /// Takes out what the agent wants done, and checks it.
     fn drain(&mut self, i: usize) {
         while let Some(event) = self.sides[i].agent.poll_event() {
-            let Event::Selected { path, reason, .. } = event else { continue };
             let side = &mut self.sides[i];
+            let (path, reason) = match event {
+                Event::Selected { path, reason, .. } => (path, reason),
+                Event::Tried { path, .. } => {
+                    assert!(side.echoed.contains(&path), "{path:?} is tried but was not echoed");
+                    side.route = Some(path);
+                    side.trials += 1;
+                    continue;
+                }
+                Event::Returned { path } => {
+                    assert_eq!(side.agent.selected(), Some(path));
+                    side.route = Some(path);
+                    continue;
+                }
+                Event::Proven(_)
+                | Event::Forgotten(_)
+                | Event::OpenSockets { .. }
+                | Event::CloseSocket(_) => continue,
+            };
             let first = reason == Reason::First && path.kind() == Kind::Relayed;
             assert!(first || side.echoed.contains(&path), "{path:?} was chosen but not echoed");
             side.switches.push((self.now, path, reason));
+            side.route = Some(path);
             side.unanswered = None;
         }
         while let Some((path, probe)) = self.sides[i].agent.poll_transmit() {
@@ -196,6 +231,7 @@ impl World {
                 Probe::Pong { token } => Packet::Pong(token),
                 Probe::Use { epoch } => Packet::Use(epoch),
                 Probe::Guess { .. } => panic!("nothing is to be guessed here"),
+                Probe::Trial { epoch } => Packet::Trial(epoch),
             };
             self.send(i, path, packet);
         }
@@ -219,16 +255,20 @@ impl World {
         let now = self.now;
         let side = &mut self.sides[i];
         let selected = side.agent.selected();
-        if (self.busy || side.owes_ack)
-            && let Some(path) = selected
+        let outstanding = self.busy[i];
+        if (outstanding || side.owes_ack)
+            && let Some(path) = side.route
         {
             side.owes_ack = false;
-            side.unanswered.get_or_insert(now);
+            if side.route == selected {
+                side.unanswered.get_or_insert(now);
+            }
             self.send(i, path, Packet::Data);
         }
         let side = &mut self.sides[i];
         let rtt = selected.and_then(|p| side.agent.rtt(p)).unwrap_or(100 * MS);
-        let activity = Activity { unanswered_since: side.unanswered, pto: rtt * 2 + 25 * MS };
+        let pto = rtt * 2 + 25 * MS;
+        let activity = Activity { unanswered_since: side.unanswered, pto, outstanding };
         side.agent.handle_activity(activity, now);
         side.agent.handle_timeout(now);
         self.drain(i);
@@ -338,7 +378,7 @@ impl World {
                 self.sides[to].agent.handle_probe(path, Probe::Pong { token }, now);
                 self.drain(to);
             }
-            Happening::Idle(idle) => self.busy = !idle,
+            Happening::Idle(idle) => self.busy = [!idle; 2],
             Happening::Wait(ms) => self.run(Duration::from_millis(ms)),
         }
     }
@@ -362,7 +402,7 @@ proptest! {
         for what in &happenings {
             world.happens(what);
         }
-        world.busy = true;
+        world.busy = [true; 2];
         world.set(Way::Relay(1), Condition { blocked: relays[0], ..GOOD });
         world.set(Way::Relay(2), Condition { blocked: relays[1], ..GOOD });
         world.set(Way::Direct, GOOD);
@@ -538,4 +578,154 @@ fn an_absurd_epoch_hurts_only_the_session_of_whoever_named_it() {
             }
         }
     }
+}
+
+/// Side 1 sends to side 0 through relay 1, and relay 2 is warm.
+fn download(seed: u64) -> World {
+    let mut world = World::new(seed);
+    world.busy = [false, true];
+    world.run(SECOND + Duration::from_millis(seed % 20));
+    world.add_relay(2);
+    world.run(SECOND);
+    assert_eq!(world.chosen(), [Some(Way::Relay(1)); 2]);
+    world.sides[0].data.clear();
+    world
+}
+
+/// The longest time in which no data reached side 0.
+fn longest_gap(world: &World) -> Duration {
+    let data = &world.sides[0].data;
+    data.windows(2).map(|pair| pair[1] - pair[0]).max().expect("data came")
+}
+
+#[test]
+fn a_dead_relay_costs_two_probe_timeouts_and_the_way_over_the_warm_one() {
+    // 40 ms of round trip: 2 PTO are 210 ms.
+    let detection = Duration::from_millis(210);
+    for seed in 0..30 {
+        for dead in [[true, true], [true, false], [false, true]] {
+            let mut world = download(seed);
+            world.run(SECOND);
+            for (i, blocked) in dead.into_iter().enumerate() {
+                world.block(Way::Relay(1), i, blocked);
+            }
+            world.run(5 * SECOND);
+            let gap = longest_gap(&world);
+            assert!(gap <= detection + GOOD.delay + 3 * STEP, "{dead:?}: {gap:?}");
+            assert_eq!(world.chosen(), [Some(Way::Relay(2)); 2], "{dead:?}");
+            // Once it is back nothing moves: it is as good as the other.
+            let switches = world.sides[0].switches.len();
+            world.set(Way::Relay(1), GOOD);
+            world.run(60 * SECOND);
+            assert_eq!(world.sides[0].switches.len(), switches, "{:?}", world.sides[0].switches);
+        }
+    }
+}
+
+#[test]
+fn while_the_path_in_use_is_doubted_the_other_side_answers_where_it_is_spoken_to() {
+    let mut world = download(3);
+    world.block(Way::Relay(1), 0, true);
+    world.block(Way::Relay(1), 1, true);
+    while world.sides[0].trials == 0 {
+        world.run(STEP);
+    }
+    // Nothing is decided yet, and nothing that the sender gets comes over the dead relay.
+    assert_eq!(world.chosen(), [Some(Way::Relay(1)); 2]);
+    assert_eq!(world.sides[0].route, Some(Path::Relay(2)));
+}
+
+#[test]
+fn an_hour_of_stalls_of_200_ms_switches_nothing() {
+    for delay in [1, 5, 20, 60] {
+        let mut world = download(delay);
+        for relay in 1..=2 {
+            let delay = Duration::from_millis(delay);
+            world.set(Way::Relay(relay), Condition { delay, ..GOOD });
+        }
+        // Until both were measured anew.
+        world.run(120 * SECOND);
+        let before = [0, 1].map(|i| world.sides[i].switches.len());
+        let end = world.now + 3600 * SECOND;
+        while world.now < end {
+            world.stalled_until = world.now + 200 * MS;
+            let pause = 500 + 37 * world.chance();
+            world.run(Duration::from_millis(pause));
+        }
+        world.run(SECOND);
+        let after = [0, 1].map(|i| world.sides[i].switches.len());
+        assert_eq!(before, after, "{delay} ms: {:?}", world.sides[1].switches);
+        // On short round trips most of them were a trial; all were undone.
+        assert!(delay > 5 || world.sides[1].trials > 500, "{}", world.sides[1].trials);
+        for side in &world.sides {
+            assert_eq!(side.route, side.agent.selected());
+        }
+    }
+}
+
+#[test]
+fn a_warm_relay_that_dies_silently_is_no_path_any_more_within_45_seconds() {
+    let mut world = download(5);
+    world.block(Way::Relay(2), 0, true);
+    world.run(45 * SECOND);
+    for side in &world.sides {
+        assert!(side.agent.is_proven(Path::Relay(1)));
+        assert!(!side.agent.is_proven(Path::Relay(2)));
+    }
+    world.set(Way::Relay(2), GOOD);
+    world.run(5 * SECOND);
+    assert!(world.sides[0].agent.is_proven(Path::Relay(2)), "it is found again soon");
+}
+
+#[test]
+fn a_direct_path_that_was_away_for_minutes_is_back_within_5_seconds_of_its_return() {
+    for away in [20, 100, 500] {
+        let mut world = World::new(away);
+        world.go_direct();
+        world.block(Way::Direct, 0, true);
+        world.block(Way::Direct, 1, true);
+        world.run(Duration::from_secs(away));
+        assert_eq!(world.chosen(), [Some(Way::Relay(1)); 2]);
+        world.set(Way::Direct, GOOD);
+        world.run(5 * SECOND);
+        assert_eq!(world.chosen(), [Some(Way::Direct); 2], "{away} s");
+    }
+}
+
+#[test]
+fn a_path_that_waits_for_payment_is_left_and_taken_again_but_never_called_dead() {
+    let mut world = download(8);
+    let now = world.now;
+    for side in &mut world.sides {
+        side.agent.set_unpaid(1, true, now);
+    }
+    world.run(SECOND);
+    assert_eq!(world.chosen(), [Some(Way::Relay(2)); 2]);
+    let (_, _, reason) = world.sides[0].switches.last().expect("a switch");
+    assert_eq!(*reason, Reason::Unpaid);
+    assert!(world.sides[0].agent.is_proven(Path::Relay(1)));
+    // A dead path is worse than an unpaid one.
+    world.block(Way::Relay(2), 0, true);
+    world.block(Way::Relay(2), 1, true);
+    world.run(3 * SECOND);
+    assert_eq!(world.chosen(), [Some(Way::Relay(1)); 2]);
+}
+
+#[test]
+fn a_stale_or_unproven_trial_moves_nothing() {
+    let mut world = download(9);
+    let now = world.now;
+    let agent = &mut world.sides[0].agent;
+    agent.handle_probe(Path::Relay(7), Probe::Trial { epoch: 9 }, now);
+    agent.handle_probe(Path::direct(nobody(1)), Probe::Trial { epoch: 9 }, now);
+    agent.add_relay(3, now);
+    agent.handle_probe(Path::Relay(3), Probe::Trial { epoch: 9 }, now);
+    world.drain(0);
+    assert_eq!(world.sides[0].trials, 0);
+    // The control: the warm relay; and it is over some seconds after it was last said.
+    world.sides[0].agent.handle_probe(Path::Relay(2), Probe::Trial { epoch: 9 }, now);
+    world.drain(0);
+    assert_eq!(world.sides[0].route, Some(Path::Relay(2)));
+    world.run(3 * SECOND);
+    assert_eq!(world.sides[0].route, Some(Path::Relay(1)));
 }

@@ -2,7 +2,8 @@
 //!
 //! After a change, acknowledgements and losses of packets sent before it say nothing of the new
 //! path and are ignored. If the old path is dead its flight will never be acknowledged, so a fresh
-//! window is allowed on top of it; otherwise nothing would be sent until a probe timeout.
+//! window is allowed on top of it; otherwise nothing would be sent until a probe timeout. The same is
+//! done for a trial, while a path is only doubted; if it answers, the controller goes on as it was.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -19,15 +20,50 @@ pub(crate) struct PathEpoch(Mutex<Mark>);
 #[derive(Debug, Default, Clone, Copy)]
 struct Mark {
     number: u64,
-    old_dead: bool,
+    change: Change,
+}
+
+/// What began an epoch.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    /// Another path; the old one lives.
+    #[default]
+    Moved,
+    /// Another path; the old one is dead.
+    Fled,
+    /// Another path, while the old one is doubted.
+    Trial,
+    /// The old path again, after a trial.
+    Undone,
+    /// The path that was tried is kept: the old one is dead.
+    Kept,
 }
 
 impl PathEpoch {
     /// A new path begins now.
     pub(crate) fn advance(&self, old_dead: bool) {
+        self.begin(if old_dead { Change::Fled } else { Change::Moved });
+    }
+
+    /// Another path is tried out from now on.
+    pub(crate) fn try_out(&self) {
+        self.begin(Change::Trial);
+    }
+
+    /// The path that is tried out is kept.
+    pub(crate) fn keep(&self) {
+        self.begin(Change::Kept);
+    }
+
+    /// The trial is over, and all is as it was.
+    pub(crate) fn undo(&self) {
+        self.begin(Change::Undone);
+    }
+
+    fn begin(&self, change: Change) {
         let mut mark = self.0.lock();
         mark.number += 1;
-        mark.old_dead = old_dead;
+        mark.change = change;
     }
 
     fn mark(&self) -> Mark {
@@ -49,6 +85,7 @@ impl ControllerFactory for EpochFactory {
             mtu: current_mtu,
             in_flight: 0,
             stale: 0,
+            saved: None,
         })
     }
 }
@@ -63,11 +100,46 @@ struct EpochController {
     in_flight: u64,
     /// Bytes of a dead path's flight that are neither acknowledged nor declared lost.
     stale: u64,
+    /// What to go back to if a trial is undone.
+    saved: Option<Saved>,
+}
+
+struct Saved {
+    inner: Box<dyn Controller>,
+    since: Option<Instant>,
+    stale: u64,
 }
 
 impl EpochController {
     fn is_stale(&self, sent: Instant) -> bool {
         self.since.is_some_and(|since| sent < since)
+    }
+
+    fn fresh(&self, now: Instant) -> Box<dyn Controller> {
+        Arc::new(CubicConfig::default()).build(now, self.mtu)
+    }
+
+    /// The first packet of an epoch goes out.
+    fn begin(&mut self, change: Change, now: Instant) {
+        if change == Change::Undone {
+            if let Some(Saved { inner, since, stale }) = self.saved.take() {
+                (self.inner, self.since, self.stale) = (inner, since, stale);
+            }
+            return;
+        }
+        if change == Change::Kept && self.saved.take().is_some() {
+            return;
+        }
+        let fresh = self.fresh(now);
+        let inner = std::mem::replace(&mut self.inner, fresh);
+        let saved = Saved { inner, since: self.since, stale: self.stale };
+        self.since = Some(now);
+        self.stale = if change == Change::Moved { 0 } else { self.in_flight };
+        if change == Change::Trial {
+            self.saved.get_or_insert(saved);
+        } else {
+            self.saved = None;
+        }
     }
 
     fn settle(&mut self, bytes: u64, stale: bool) {
@@ -83,9 +155,7 @@ impl Controller for EpochController {
         let mark = self.epoch.mark();
         if mark.number != self.seen {
             self.seen = mark.number;
-            self.since = Some(now);
-            self.stale = if mark.old_dead { self.in_flight } else { 0 };
-            self.inner = Arc::new(CubicConfig::default()).build(now, self.mtu);
+            self.begin(mark.change, now);
         }
         self.in_flight += bytes;
         self.inner.on_sent(now, bytes, last_packet_number);
@@ -144,8 +214,14 @@ impl Controller for EpochController {
             return self.inner.window() + self.stale;
         }
         // The epoch began and nothing was sent in it yet: a fresh window is to be had.
-        let old = if mark.old_dead { self.in_flight } else { 0 };
-        self.inner.initial_window() + old
+        match (mark.change, &self.saved) {
+            (Change::Moved, _) => self.inner.initial_window(),
+            (Change::Fled | Change::Trial, _) | (Change::Kept, None) => {
+                self.inner.initial_window() + self.in_flight
+            }
+            (Change::Undone, Some(saved)) => saved.inner.window() + saved.stale,
+            (Change::Undone, None) | (Change::Kept, Some(_)) => self.inner.window() + self.stale,
+        }
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
@@ -157,6 +233,11 @@ impl Controller for EpochController {
             mtu: self.mtu,
             in_flight: self.in_flight,
             stale: self.stale,
+            saved: self.saved.as_ref().map(|saved| Saved {
+                inner: saved.inner.clone_box(),
+                since: saved.since,
+                stale: saved.stale,
+            }),
         })
     }
 
@@ -213,6 +294,41 @@ mod tests {
         epoch.advance(false);
         assert_eq!(controller.window(), controller.initial_window());
         assert_eq!(fill(&mut *controller, now, old), old);
+    }
+
+    #[test]
+    fn a_trial_gives_a_fresh_window_and_undone_it_leaves_all_as_it_was() {
+        let (epoch, mut controller, now) = controller();
+        let later = now + std::time::Duration::from_secs(1);
+        let old = fill(&mut *controller, now, 0);
+        controller.on_congestion_event(later, now, false, PACKET);
+        let (before, fresh) = (controller.window(), controller.initial_window());
+        assert!(before < fresh);
+        epoch.try_out();
+        assert_eq!(controller.window(), fresh + old - PACKET);
+        controller.on_sent(later, PACKET, 1);
+        // A loss of before is the doubted path's; one of the trial counts only while it lasts.
+        controller.on_congestion_event(later, now, false, PACKET);
+        controller.on_congestion_event(later, later, false, PACKET);
+        epoch.undo();
+        assert_eq!(controller.window(), before);
+        controller.on_sent(later, PACKET, 2);
+        assert_eq!(controller.window(), before);
+        // A trial in which nothing was sent changes nothing either.
+        epoch.try_out();
+        epoch.undo();
+        assert_eq!(controller.window(), before);
+        // What was tried and kept goes on from where it is, and the next trial comes back to that.
+        epoch.try_out();
+        controller.on_sent(later, PACKET, 3);
+        let tried = controller.window();
+        epoch.keep();
+        assert_eq!(controller.window(), tried);
+        controller.on_sent(later, PACKET, 4);
+        epoch.try_out();
+        controller.on_sent(later, PACKET, 5);
+        epoch.undo();
+        assert_eq!(controller.window(), tried);
     }
 
     #[test]

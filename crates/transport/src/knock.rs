@@ -283,6 +283,7 @@ impl ProbeSeal {
                 step: guess.step.into(),
                 count: guess.count.into(),
             }),
+            Probe::Trial { epoch } => probe::Kind::Trial(rendezvous::Trial { epoch }),
         };
         let mut body = rendezvous::Probe { kind: Some(kind) }.encode_to_vec();
         let len = u8::try_from(body.len()).ok()?;
@@ -322,6 +323,7 @@ impl ProbeSeal {
                 };
                 Some(Probe::Guess { round: g.round, guess })
             }
+            probe::Kind::Trial(t) => Some(Probe::Trial { epoch: t.epoch }),
         }
     }
 }

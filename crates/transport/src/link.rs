@@ -300,6 +300,7 @@ async fn run(mut task: Task) {
             shared.state.send_replace(LinkState::Down(Some(reason.clone())));
             *shared.connection.lock() = None;
         }
+        task.node.link_changed();
         task.emit(LinkEvent::Down(reason)).await;
         task.pause(backoff).await;
         backoff = (backoff * 2).min(BACKOFF_MAX);
@@ -411,10 +412,19 @@ impl Task {
         let exported = tls::export(&connection, frame::EXPORTER_LABEL, &welcome.leg.to_be_bytes());
         let observed = wire::decode_addr(&welcome.observed);
         let leg = Arc::new(Leg::new(self.relay.addr, FlowId(welcome.own_flow), &exported));
-        self.node.tables.legs.write().insert(self.relay.addr, Some(leg.clone()));
+        let before = self.node.tables.legs.write().insert(self.relay.addr, Some(leg.clone()));
+        // A relay that began anew, or forgot this node, gives it another number.
+        let remembers = before.flatten().is_none_or(|b| b.own_flow == leg.own_flow);
         self.kept = self.node.tables.replace_leg(self.relay.addr, &leg);
         for (_, entry) in &self.kept {
-            entry.peer.command(Command::NewLeg { path: entry.path, leg: leg.clone() });
+            entry.peer.command(if remembers {
+                Command::NewLeg { path: entry.path, leg: leg.clone() }
+            } else {
+                Command::FlowClosed { path: entry.path, code: code::NO_SUCH_PEER }
+            });
+        }
+        if !remembers {
+            self.kept.clear();
         }
         if self.events.is_none() {
             self.kept.clear();
@@ -424,6 +434,7 @@ impl Task {
             *shared.connection.lock() = Some(connection.clone());
             shared.state.send_replace(LinkState::Up(self.generation));
         }
+        self.node.link_changed();
         self.emit(LinkEvent::Up { connection: connection.clone(), observed }).await;
         Up { connection, send, reader, leg, agreeing: None }
     }
@@ -531,7 +542,14 @@ impl Task {
                     entry.peer.command(Command::PeerAddress(address));
                 }
             }
-            Kind::Unpaid(m) => self.emit(LinkEvent::Unpaid(m.unpaid)).await,
+            Kind::Unpaid(m) => {
+                let key = (self.relay.addr, FlowId(m.flow));
+                let entry = self.node.tables.flows.read().get(&key).cloned();
+                if let Some(FlowEntry { peer, path, .. }) = entry {
+                    peer.command(Command::Unpaid { path, unpaid: m.unpaid });
+                }
+                self.emit(LinkEvent::Unpaid(m.unpaid)).await;
+            }
             Kind::Drain(m) => {
                 self.emit(LinkEvent::Draining(Duration::from_millis(m.within_ms.into()))).await;
             }

@@ -13,7 +13,7 @@ use quinn::crypto::rustls::QuicServerConfig;
 use sluice_proto::wire::rendezvous;
 use sluice_proto::wire::{code, control};
 use sluice_proto::{FlowId, Invite, Keypair, PeerId, RelayAddr, RelayFlow, Ticket, VERSION};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::knock::{Door, Knocking, NoiseKeys, ProbeSeal, RendezvousError, Timestamps};
 use crate::leg::Leg;
@@ -172,6 +172,8 @@ pub(crate) struct Inner {
     /// Static keys of the initiators of sessions, by the number in their probes.
     initiators: Mutex<HashMap<u64, [u8; 32]>>,
     links: Mutex<Vec<std::sync::Weak<link::Shared>>>,
+    /// Counts changes of the links' states.
+    pub(crate) link_changes: watch::Sender<u64>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -238,6 +240,7 @@ impl Node {
             expected: Mutex::default(),
             initiators: Mutex::default(),
             links: Mutex::default(),
+            link_changes: watch::Sender::new(0),
         });
         let (sender, incoming) = mpsc::channel(ACCEPT_QUEUE);
         tokio::spawn(accept_sessions(inner.clone(), sender));
@@ -276,15 +279,7 @@ impl Node {
     /// One that only opens flows is shared with a link to the same relay that there is already.
     #[must_use]
     pub fn link(&self, relay: RelayAddr, events: Option<mpsc::Sender<LinkEvent>>) -> RelayLink {
-        let shared = self.inner.links().into_iter().find(|l| l.relay().is_same(&relay));
-        if let Some(shared) = shared.filter(|_| events.is_none()) {
-            return shared;
-        }
-        let link = link::start(self.inner.clone(), relay, events);
-        let mut links = self.inner.links.lock();
-        links.retain(|l| l.strong_count() > 0);
-        links.push(Arc::downgrade(&link.0));
-        link
+        self.inner.link(relay, events)
     }
 
     /// The next session that somebody opened to this node; `None` when the node has shut down.
@@ -327,6 +322,7 @@ impl Node {
             noise_key: ticket.noise_key,
             invite: Bytes::copy_from_slice(&ticket.invite.0),
             session: session_number,
+            relays: ticket.relays.clone(),
         };
         let knocked = node.knock(link, &target, false).await?;
         let path = node.tables.next_index() as u32;
@@ -344,7 +340,7 @@ impl Node {
         node.socket.release_held();
         let route =
             Route::Relay { leg: knocked.leg.clone(), flow: knocked.flow, counts: counts.clone() };
-        node.socket.set_route(&peer, Some(route));
+        node.socket.set_route(&peer, path, Some(route));
         let epoch = Arc::default();
         let crypto = tls::client_config(&node.key, ticket.peer, sluice_proto::ALPN_SESSION)
             .map_err(|e| ConnectError::Failed(e.to_string()))?;
@@ -437,6 +433,8 @@ pub(crate) struct Target {
     pub(crate) noise_key: [u8; 32],
     pub(crate) invite: Bytes,
     pub(crate) session: u64,
+    /// Where it is said to be.
+    pub(crate) relays: Vec<RelayAddr>,
 }
 
 pub(crate) struct Knocked {
@@ -467,6 +465,27 @@ pub(crate) fn answered(
 }
 
 impl Inner {
+    pub(crate) fn link(
+        self: &Arc<Self>,
+        relay: RelayAddr,
+        events: Option<mpsc::Sender<LinkEvent>>,
+    ) -> RelayLink {
+        let shared = self.links().into_iter().find(|l| l.relay().is_same(&relay));
+        if let Some(shared) = shared.filter(|_| events.is_none()) {
+            return shared;
+        }
+        let link = link::start(self.clone(), relay, events);
+        let mut links = self.links.lock();
+        links.retain(|l| l.strong_count() > 0);
+        links.push(Arc::downgrade(&link.0));
+        link
+    }
+
+    /// A link came up or went down: sessions may have to knock.
+    pub(crate) fn link_changed(&self) {
+        self.link_changes.send_modify(|count| *count += 1);
+    }
+
     /// Seals a knock and opens a flow for it.
     pub(crate) async fn knock(
         &self,
@@ -562,7 +581,7 @@ impl Inner {
         let path = self.register_flow(&peer, link, leg, flow, seal, initiator);
         let route =
             Route::Relay { leg: path.leg.clone(), flow: path.flow, counts: path.counts.clone() };
-        self.socket.set_route(&peer, Some(route));
+        self.socket.set_route(&peer, path.path, Some(route));
         let expected = Expected { peer_id, peer, inputs, path, epoch: Arc::default() };
         self.expected.lock().insert(index, expected);
         self.socket.release_held();

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{
-    AtomicBool, AtomicU64,
+    AtomicBool, AtomicU32, AtomicU64,
     Ordering::{Relaxed, SeqCst},
 };
 
@@ -13,7 +13,7 @@ use quinn_udp::EcnCodepoint;
 use sluice_path::Path;
 use sluice_proto::wire::code;
 use sluice_proto::wire::control::{self, control::Kind};
-use sluice_proto::{FlowId, RelayFlow};
+use sluice_proto::{FlowId, RelayAddr, RelayFlow};
 use tokio::sync::{Notify, mpsc};
 
 use crate::knock::ProbeSeal;
@@ -21,6 +21,8 @@ use crate::leg::Leg;
 use crate::link::RelayLink;
 use crate::tables::fake_addr;
 
+/// Number of all direct paths together, beside those of relayed ones.
+pub(crate) const DIRECT: u32 = u32::MAX;
 /// Probes that wait for the session's task; more are dropped.
 const PROBE_QUEUE: usize = 32;
 
@@ -54,6 +56,8 @@ pub(crate) struct Batch {
 #[derive(Debug, Default)]
 pub(crate) struct Outgoing {
     pub(crate) route: Option<Route>,
+    /// It is not the path in use but another for a trial.
+    pub(crate) on_trial: bool,
     pub(crate) batch: Batch,
     /// It stands in the socket's list of batches to flush.
     pub(crate) queued: bool,
@@ -67,6 +71,12 @@ pub(crate) enum Command {
     NewLeg { path: u32, leg: Arc<Leg> },
     /// The relay closed the flow of this path.
     FlowClosed { path: u32, code: u32 },
+    /// No flow through this relay came of a knock.
+    NotRelayed { relay: SocketAddr, error: crate::ConnectError },
+    /// The relay waits for payment for this path's flow, or does no more.
+    Unpaid { path: u32, unpaid: bool },
+    /// The relays at which the other node can be reached.
+    Relays(Vec<RelayAddr>),
     /// Where else the other node may be.
     Candidates(Vec<SocketAddr>),
     /// How a relay of our choosing sees the other node.
@@ -110,6 +120,12 @@ pub(crate) struct Peer {
     /// Nanoseconds (of the socket's clock, plus one) at which the first packet went out that
     /// nothing has arrived after; 0: none.
     unanswered: AtomicU64,
+    /// Number of the path in use: what arrives on others does not answer what was sent on it.
+    watched: AtomicU32,
+    /// QUIC's receive window, as it was last set.
+    pub(crate) receive_window: AtomicU32,
+    /// Payload that was delivered to this side's services.
+    pub(crate) delivered: AtomicU64,
     /// The session's task sleeps for long; the next packet out must wake it.
     parked: AtomicBool,
     pub(crate) wake: Notify,
@@ -131,6 +147,9 @@ impl Peer {
             outgoing: Mutex::default(),
             probe_queue,
             unanswered: AtomicU64::new(0),
+            watched: AtomicU32::new(DIRECT),
+            receive_window: AtomicU32::new(0),
+            delivered: AtomicU64::new(0),
             parked: AtomicBool::new(false),
             wake: Notify::new(),
             relayed_sent: AtomicU64::new(0),
@@ -163,20 +182,23 @@ impl Peer {
         }
     }
 
+    /// Something arrived on the path of this number.
     #[inline]
-    pub(crate) fn received(&self) {
-        if self.unanswered.load(Relaxed) != 0 {
+    pub(crate) fn received(&self, path: u32) {
+        if self.unanswered.load(Relaxed) != 0 && self.watched.load(Relaxed) == path {
             self.unanswered.store(0, Relaxed);
         }
+    }
+
+    /// The path of this number is in use from now on.
+    pub(crate) fn watch(&self, path: u32) {
+        self.watched.store(path, Relaxed);
+        self.unanswered.store(0, Relaxed);
     }
 
     /// When the first unanswered packet went out.
     pub(crate) fn unanswered_ns(&self) -> Option<u64> {
         self.unanswered.load(SeqCst).checked_sub(1)
-    }
-
-    pub(crate) fn forget_unanswered(&self) {
-        self.unanswered.store(0, Relaxed);
     }
 
     pub(crate) fn park(&self) {

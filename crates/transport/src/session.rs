@@ -1,22 +1,24 @@
 //! A session: one QUIC connection from end to end, and the task that keeps a path under it.
 
+mod warm;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
-use sluice_path::{Activity, Agent, Event, Kind, Path, Reason};
+use quinn::{FrameStats, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use sluice_path::{Activity, Agent, Event, Kind, Path, Probe, Reason};
 use sluice_proto::wire::control::{self, control::Kind as ControlKind};
 use sluice_proto::wire::{code, session as wire_session};
 use sluice_proto::{PeerId, RelayAddr, RelayFlow};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use crate::epoch::{EpochFactory, PathEpoch};
 use crate::knock::{ProbeSeal, decode_candidates, encode_candidates};
 use crate::node::{Inner, Target};
-use crate::peer::{Command, Inputs, Peer, RelayedPath, Route};
+use crate::peer::{Command, DIRECT, Inputs, Peer, RelayedPath, Route};
 use crate::tls;
 
 /// Largest QUIC packet: with a frame's header it fits an Ethernet packet over IPv6.
@@ -41,11 +43,10 @@ const LOOK: Duration = Duration::from_millis(30);
 const LOOK_PART: u32 = 16;
 /// .. but at least this often: a dead session must not keep the processor busy.
 const LOOK_MAX: Duration = Duration::from_secs(1);
+/// A knock for another flow must be answered within this.
+const RESUME: Duration = Duration::from_secs(3);
 /// A session is watched for this long after its last packet before its task sleeps for long.
 const LINGER: Duration = Duration::from_millis(500);
-/// Waits in milliseconds between knocks that bring a lost flow back; the last one is repeated for
-/// as long as the session lives.
-const KNOCK_AGAIN: [u64; 5] = [0, 250, 1000, 3000, 5000];
 
 /// Transport parameters of a session; its congestion controller follows `epoch`. Whoever accepts
 /// begins with a small `receive_window`, since it pays the relay for what it is sent.
@@ -122,6 +123,7 @@ pub struct Session {
     peer: Arc<Peer>,
     node: Arc<Inner>,
     path: watch::Receiver<Option<PathInfo>>,
+    warm: watch::Receiver<Vec<RelayAddr>>,
 }
 
 impl Session {
@@ -137,6 +139,9 @@ impl Session {
         target: Option<Target>,
     ) -> Self {
         let (path_sender, path) = watch::channel(None);
+        let (warm_sender, warm) = watch::channel(Vec::new());
+        let window = if target.is_some() { RECEIVE_WINDOW } else { ACCEPT_WINDOW };
+        peer.receive_window.store(window, Relaxed);
         let driver = Driver {
             agent: Agent::new(target.is_some(), node.random.number()),
             node: node.clone(),
@@ -146,14 +151,16 @@ impl Session {
             relays: BTreeMap::new(),
             epoch,
             path: path_sender,
+            warm: warm_sender,
             target,
-            knocking: None,
             direct_allowed: false,
-            wakes: 1,
+            known: Vec::new(),
+            on_trial: None,
+            silence: Silence::default(),
             watch_until: node.clock.now(),
         };
         tokio::spawn(driver.run(inputs, relayed));
-        Self { connection, peer_id, peer, node, path }
+        Self { connection, peer_id, peer, node, path, warm }
     }
 
     /// The QUIC connection: streams and datagrams are the owner's.
@@ -172,6 +179,18 @@ impl Session {
     #[must_use]
     pub fn path(&self) -> watch::Receiver<Option<PathInfo>> {
         self.path.clone()
+    }
+
+    /// The relays that carry the session's echoes now, whether its packets go through them or not.
+    #[must_use]
+    pub fn warm_relays(&self) -> watch::Receiver<Vec<RelayAddr>> {
+        self.warm.clone()
+    }
+
+    /// Where the other node can be reached by now, best first: a tenant keeps two of these relays
+    /// ready. To begin with they are those of its ticket.
+    pub fn set_relays(&self, relays: Vec<RelayAddr>) {
+        self.peer.command(Command::Relays(relays));
     }
 
     /// Keying material of this session alone, for signatures that must not be moved to another.
@@ -214,9 +233,12 @@ impl Session {
     /// send, and, while a relay carries the session, sets the receive window that keeps an honest
     /// sender within it.
     pub fn set_delivered(&self, delivered: u64) {
+        let before = self.peer.delivered.fetch_max(delivered, Relaxed);
         let route = self.peer.outgoing.lock().route.clone();
         let window = match route {
-            Some(Route::Relay { leg, flow, .. }) => {
+            Some(Route::Relay { leg, flow, counts }) => {
+                // Each relay is told of what came through it alone.
+                let delivered = counts.count_delivered(delivered.saturating_sub(before));
                 let event = crate::LinkEvent::Delivered { flow, delivered };
                 let links = self.node.links();
                 if let Some(link) = links.into_iter().find(|l| l.relay().addr == leg.relay) {
@@ -227,6 +249,7 @@ impl Session {
             Some(Route::Direct(_)) | None => u64::from(RECEIVE_WINDOW),
         };
         let window = u32::try_from(window).unwrap_or(u32::MAX).min(RECEIVE_WINDOW);
+        self.peer.receive_window.store(window, Relaxed);
         self.connection.set_receive_window(VarInt::from_u32(window));
     }
 
@@ -257,40 +280,87 @@ struct Driver {
     connection: quinn::Connection,
     peer: Arc<Peer>,
     agent: Agent,
+    /// Of the first knock: what later ones prove is that the session's initiator knocks.
     seal: Option<ProbeSeal>,
     relays: BTreeMap<u32, Relayed>,
     epoch: Arc<PathEpoch>,
     path: watch::Sender<Option<PathInfo>>,
-    /// Tenants knock again when a flow is lost; providers wait.
+    warm: watch::Sender<Vec<RelayAddr>>,
+    /// Tenants knock; providers wait.
     target: Option<Target>,
-    knocking: Option<oneshot::Receiver<()>>,
     direct_allowed: bool,
-    wakes: u32,
+    known: Vec<warm::Known>,
+    /// The path that the packets take while the one in use is doubted, if the doubt is ours.
+    on_trial: Option<Path>,
+    silence: Silence,
     watch_until: Instant,
 }
 
 /// Lets a relay tell the other node how it sees this one, once the other lets it too.
-fn permit_address(path: &RelayedRoute, permitted: bool) {
+fn permit_address(path: &Relayed, permitted: bool) {
     let flow = path.flow.0;
     path.link.send(ControlKind::PermitAddress(control::PermitAddress { flow, permitted }));
 }
 
 struct Relayed {
-    path: RelayedRoute,
-    generation: Option<u64>,
-}
-
-struct RelayedRoute {
     link: crate::RelayLink,
     route: Route,
     flow: sluice_proto::FlowId,
+    began: Instant,
+}
+
+impl Relayed {
+    fn addr(&self) -> SocketAddr {
+        self.route.destination()
+    }
+}
+
+/// Tells whether anything that was sent into a silence demands an answer.
+#[derive(Debug, Default)]
+struct Silence {
+    since: Option<Instant>,
+    /// Frames that demand an answer, sent before it began.
+    before: u64,
+    /// The same when this was last looked at.
+    seen: u64,
+}
+
+impl Silence {
+    fn look(&mut self, since: Option<Instant>, sent: &FrameStats) -> bool {
+        let demanding = demanding(sent);
+        if since != self.since {
+            self.since = since;
+            self.before = self.seen;
+        }
+        self.seen = demanding;
+        since.is_some() && demanding > self.before
+    }
+}
+
+/// Frames that must be acknowledged: all but a few (RFC 9000, 13.2).
+const fn demanding(sent: &FrameStats) -> u64 {
+    sent.stream
+        + sent.datagram
+        + sent.ping
+        + sent.max_data
+        + sent.max_stream_data
+        + sent.max_streams_bidi
+        + sent.max_streams_uni
+        + sent.reset_stream
+        + sent.stop_sending
+        + sent.data_blocked
+        + sent.stream_data_blocked
+        + sent.new_connection_id
+        + sent.retire_connection_id
 }
 
 impl Driver {
     async fn run(mut self, mut inputs: Inputs, relayed: RelayedPath) {
-        let link = relayed.link.clone();
-        let mut link_state = link.state();
+        let mut link_changes = self.node.link_changes.subscribe();
+        let relays = self.target.iter_mut().flat_map(|t| std::mem::take(&mut t.relays));
+        let relays = std::iter::once(relayed.link.relay()).chain(relays).collect();
         self.add_relayed(relayed);
+        self.set_known(relays);
         self.drain();
         loop {
             let wake_at = self.next_wake();
@@ -307,16 +377,13 @@ impl Driver {
                         self.take_probe(from, &sealed);
                     }
                 }
-                changed = link_state.changed() => {
-                    if changed.is_err() {
-                        break;
-                    }
-                    self.link_changed(&link);
-                }
+                // The sender lives as long as the node.
+                _ = link_changes.changed() => {}
                 () = self.peer.wake.notified() => {}
                 () = clock.sleep_until(wake_at) => {}
             }
             self.look();
+            self.keep_warm();
             self.drain();
         }
         // quinn still says that it closes, and says it again to what arrives meanwhile: its
@@ -329,7 +396,7 @@ impl Driver {
                 late.close();
             }
         }
-        self.node.socket.set_route(&self.peer, None);
+        self.node.socket.set_route(&self.peer, DIRECT, None);
         self.node.forget_session(&self.peer);
     }
 
@@ -345,14 +412,18 @@ impl Driver {
             self.watch_until = now + LINGER;
         }
         let look = if silent.is_some() || now < self.watch_until {
-            Some(now + (silent.unwrap_or_default() / LOOK_PART).clamp(LOOK, LOOK_MAX))
+            let silent = silent.unwrap_or_default();
+            let look = (silent / LOOK_PART).clamp(LOOK, LOOK_MAX);
+            // Not a moment late when the path becomes suspect.
+            let suspect = (self.pto() * 2).checked_sub(silent).filter(|left| !left.is_zero());
+            Some(now + suspect.map_or(look, |left| look.min(left)))
         } else {
             self.peer.park();
             // A packet that went out just before this line found the task not parked.
             self.peer.unanswered_ns().map(|_| now + LOOK)
         };
         let hour = now + Duration::from_secs(3600);
-        [agent, look].into_iter().flatten().min().unwrap_or(hour)
+        [agent, look, self.next_knock(now)].into_iter().flatten().min().unwrap_or(hour)
     }
 
     /// QUIC's probe timeout: RFC 9002, 6.2.1, with the variance at its usual half and the default
@@ -366,11 +437,13 @@ impl Driver {
         let now = self.node.clock.now();
         let pto = self.pto();
         let unanswered_since = self.peer.unanswered_ns().map(|ns| self.node.socket.instant(ns));
-        self.agent.handle_activity(Activity { unanswered_since, pto }, now);
+        let sent = self.connection.stats().frame_tx;
+        let outstanding = self.silence.look(unanswered_since, &sent);
+        self.agent.handle_activity(Activity { unanswered_since, pto, outstanding }, now);
         self.agent.handle_timeout(now);
         if unanswered_since.is_some_and(|since| now.saturating_duration_since(since) > pto * 2) {
             for relayed in self.relays.values() {
-                relayed.path.link.nudge();
+                relayed.link.nudge();
             }
         }
     }
@@ -379,18 +452,22 @@ impl Driver {
         let now = self.node.clock.now();
         match command {
             Command::Relayed(relayed) => {
-                self.knocking = None;
-                self.drop_relays(now);
-                self.add_relayed(*relayed);
+                self.knock_ended(relayed.leg.relay);
+                self.replace_relayed(*relayed, now);
             }
+            Command::NotRelayed { relay, error } => self.not_relayed(relay, error),
+            Command::Relays(relays) => self.set_known(relays),
+            Command::Unpaid { path, unpaid } => self.agent.set_unpaid(path, unpaid, now),
             Command::NewLeg { path, leg } => {
                 let Some(relayed) = self.relays.get_mut(&path) else { return };
-                if let Route::Relay { leg: old, .. } = &mut relayed.path.route {
+                if let Route::Relay { leg: old, .. } = &mut relayed.route {
                     *old = leg;
                 }
-                if self.agent.selected() == Some(Path::Relay(path)) {
-                    let route = relayed.path.route.clone();
-                    self.node.socket.set_route(&self.peer, Some(route));
+                let route = relayed.route.clone();
+                if self.on_trial == Some(Path::Relay(path)) {
+                    self.node.socket.try_route(&self.peer, route);
+                } else if self.agent.selected() == Some(Path::Relay(path)) {
+                    self.node.socket.set_route(&self.peer, path, Some(route));
                 }
             }
             Command::FlowClosed { code: code::RESTARTED, .. } => {
@@ -398,19 +475,14 @@ impl Driver {
             }
             Command::FlowClosed { path, code } => {
                 tracing::debug!(path, code, "flow closed by the relay");
-                if let Some(gone) = self.relays.remove(&path) {
-                    gone.path.link.closed(gone.path.flow);
-                    self.forget_flow(path, &gone.path);
-                    self.agent.remove_relay(path, now);
-                    self.knock_again(&gone.path.link);
-                }
+                self.drop_relayed(path, false, now);
             }
             Command::Candidates(list) => self.agent.add_candidates(&list, now),
             Command::PeerAddress(address) => self.agent.set_peer_address(address, now),
             Command::DirectAllowed(allowed) => {
                 self.direct_allowed = allowed;
                 for relayed in self.relays.values() {
-                    permit_address(&relayed.path, allowed);
+                    permit_address(relayed, allowed);
                 }
                 self.agent.set_direct_allowed(allowed, now);
             }
@@ -419,81 +491,53 @@ impl Driver {
 
     fn add_relayed(&mut self, relayed: RelayedPath) {
         let route = Route::Relay { leg: relayed.leg, flow: relayed.flow, counts: relayed.counts };
-        self.seal = Some(relayed.seal);
-        let generation = relayed.link.0.state.borrow().generation();
-        let path = RelayedRoute { link: relayed.link, route, flow: relayed.flow };
+        self.seal.get_or_insert(relayed.seal);
+        let (began, link) = (self.node.clock.now(), relayed.link);
+        let relay = Relayed { link, route, flow: relayed.flow, began };
         if self.direct_allowed {
-            permit_address(&path, true);
+            permit_address(&relay, true);
         }
-        self.relays.insert(relayed.path, Relayed { path, generation });
-        self.agent.add_relay(relayed.path, self.node.clock.now());
+        self.relays.insert(relayed.path, relay);
+        self.agent.add_relay(relayed.path, began);
+    }
+
+    /// A new flow takes the place of the one through the same relay.
+    fn replace_relayed(&mut self, relayed: RelayedPath, now: Instant) {
+        let addr = relayed.leg.relay;
+        let old = self.relays.iter().find(|(_, r)| r.addr() == addr).map(|(path, _)| *path);
+        if let Some(old) = old {
+            self.drop_relayed(old, true, now);
+        }
+        self.add_relayed(relayed);
+    }
+
+    /// Ends a flow; `tell`: the relay too.
+    fn drop_relayed(&mut self, path: u32, tell: bool, now: Instant) {
+        let Some(gone) = self.relays.remove(&path) else { return };
+        gone.link.closed(gone.flow);
+        if tell {
+            let (flow, code) = (gone.flow.0, code::OK);
+            gone.link.send(ControlKind::CloseFlow(control::CloseFlow { flow, code }));
+        }
+        self.forget_flow(path, &gone);
+        self.agent.remove_relay(path, now);
     }
 
     fn drop_relays(&mut self, now: Instant) {
-        for (number, gone) in std::mem::take(&mut self.relays) {
-            gone.path.link.closed(gone.path.flow);
-            let (flow, code) = (gone.path.flow.0, code::OK);
-            gone.path.link.send(ControlKind::CloseFlow(control::CloseFlow { flow, code }));
-            self.forget_flow(number, &gone.path);
-            self.agent.remove_relay(number, now);
+        for path in self.relays.keys().copied().collect::<Vec<_>>() {
+            self.drop_relayed(path, true, now);
         }
     }
 
     /// Frames of a flow no longer arrive here, unless its number was given to a newer one.
-    fn forget_flow(&self, path: u32, gone: &RelayedRoute) {
-        let key = (gone.route.destination(), gone.flow);
+    fn forget_flow(&self, path: u32, gone: &Relayed) {
+        let key = (gone.addr(), gone.flow);
         let mut flows = self.node.tables.flows.write();
         if flows.get(&key).is_some_and(|entry| entry.path == path) {
             flows.remove(&key);
         }
         drop(flows);
         self.node.tables.changed();
-    }
-
-    /// A link that came back carries none of the old flows.
-    fn link_changed(&mut self, link: &crate::RelayLink) {
-        let Some(generation) = link.0.state.borrow().generation() else { return };
-        let stale = self.relays.values().all(|r| r.generation != Some(generation));
-        if stale {
-            self.knock_again(link);
-        }
-    }
-
-    fn knock_again(&mut self, link: &crate::RelayLink) {
-        let Some(target) = self.target.clone() else { return };
-        if self
-            .knocking
-            .as_mut()
-            .is_some_and(|k| k.try_recv().is_err_and(|e| e == oneshot::error::TryRecvError::Empty))
-        {
-            return;
-        }
-        let (done, knocking) = oneshot::channel();
-        self.knocking = Some(knocking);
-        let (node, peer, link) = (self.node.clone(), self.peer.clone(), link.clone());
-        let connection = self.connection.clone();
-        tokio::spawn(async move {
-            let last = KNOCK_AGAIN.last().copied().into_iter().cycle();
-            for wait in KNOCK_AGAIN.into_iter().chain(last) {
-                node.clock.sleep(Duration::from_millis(wait)).await;
-                if done.is_closed() || connection.close_reason().is_some() {
-                    break;
-                }
-                match resume(&node, &peer, &link, &target).await {
-                    Ok(path) => {
-                        peer.command(Command::Relayed(Box::new(path)));
-                        break;
-                    }
-                    Err(crate::ConnectError::NotInvited) => {
-                        let why = b"the other node knows this session no more";
-                        connection.close(code::NOT_INVITED.into(), why);
-                        break;
-                    }
-                    Err(error) => tracing::debug!(%error, "the flow did not come back yet"),
-                }
-            }
-            let _ = done.send(());
-        });
     }
 
     fn take_probe(&mut self, from: Path, sealed: &[u8]) {
@@ -509,8 +553,9 @@ impl Driver {
             return;
         }
         let now = self.node.clock.now();
-        if self.agent.selected() == Some(from) {
-            self.peer.received();
+        // Anything but an echo may come from a side that hears nothing of us.
+        if matches!(probe, Probe::Pong { .. }) {
+            self.peer.received(path_number(from));
         }
         self.agent.handle_probe(from, probe, now);
     }
@@ -525,6 +570,8 @@ impl Driver {
         while let Some(event) = self.agent.poll_event() {
             match event {
                 Event::Selected { path, reason, old_dead } => self.select(path, reason, old_dead),
+                Event::Tried { path, ours } => self.try_out(path, ours),
+                Event::Returned { path } => self.return_to(path),
                 Event::Proven(pair) => {
                     if self.node.tables.claim_direct(pair.remote, &self.peer) {
                         self.node.tables.changed();
@@ -547,33 +594,76 @@ impl Driver {
                 Path::Direct(pair) => self.node.socket.send_one(pair.remote, &sealed),
                 Path::Relay(number) => {
                     if let Some(relayed) = self.relays.get(&number) {
-                        self.node.socket.send_relayed(&relayed.path.route, &sealed);
+                        self.node.socket.send_relayed(&relayed.route, &sealed);
                     }
                 }
             }
         }
     }
 
+    fn route_of(&self, path: Path) -> Option<Route> {
+        match path {
+            Path::Direct(pair) => Some(Route::Direct(pair.remote)),
+            Path::Relay(number) => self.relays.get(&number).map(|relayed| relayed.route.clone()),
+        }
+    }
+
+    fn try_out(&mut self, path: Path, ours: bool) {
+        let Some(route) = self.route_of(path) else { return };
+        self.node.socket.try_route(&self.peer, route);
+        if ours {
+            self.on_trial = Some(path);
+            self.epoch.try_out();
+            self.wake_quinn();
+        }
+        tracing::debug!(?path, ours, "path tried");
+    }
+
+    fn return_to(&mut self, path: Path) {
+        let Some(route) = self.route_of(path) else { return };
+        self.node.socket.return_route(&self.peer, route);
+        if self.on_trial.take().is_some() {
+            self.epoch.undo();
+        }
+        tracing::debug!(?path, "trial undone");
+    }
+
     fn select(&mut self, path: Path, reason: Reason, old_dead: bool) {
-        let (route, relay) = match path {
-            Path::Direct(pair) => (Route::Direct(pair.remote), None),
-            Path::Relay(number) => {
-                let Some(relayed) = self.relays.get(&number) else { return };
-                (relayed.path.route.clone(), Some(relayed.path.link.relay()))
-            }
+        let Some(route) = self.route_of(path) else { return };
+        let relay = match path {
+            Path::Direct(_) => None,
+            Path::Relay(number) => self.relays.get(&number).map(|relayed| relayed.link.relay()),
         };
         let remote = route.destination();
         let first = self.path.borrow().is_none();
-        self.node.socket.set_route(&self.peer, Some(route));
-        if !first {
+        self.node.socket.set_route(&self.peer, path_number(path), Some(route));
+        let tried = self.on_trial.take();
+        if tried == Some(path) && old_dead {
+            self.epoch.keep();
+        } else if !first {
             self.epoch.advance(old_dead);
-            // Any change of a limit wakes quinn's driver, which then finds the new window.
-            self.wakes = 3 - self.wakes;
-            self.connection.set_max_concurrent_uni_streams(VarInt::from_u32(self.wakes));
+        }
+        if !first {
+            self.wake_quinn();
         }
         let rtt = self.agent.rtt(path);
         tracing::debug!(kind = %path.kind(), %remote, %reason, "path selected");
         self.path.send_replace(Some(PathInfo { kind: path.kind(), remote, relay, rtt, reason }));
+    }
+
+    /// Makes quinn look at its window again, and send something that is acknowledged: that shows
+    /// what was lost, though there be nothing new to send.
+    fn wake_quinn(&self) {
+        let window = self.peer.receive_window.fetch_add(1, Relaxed).saturating_add(1);
+        self.connection.set_receive_window(VarInt::from_u32(window));
+    }
+}
+
+/// The number by which the socket knows a path.
+const fn path_number(path: Path) -> u32 {
+    match path {
+        Path::Direct(_) => DIRECT,
+        Path::Relay(number) => number,
     }
 }
 
@@ -584,12 +674,17 @@ async fn resume(
     link: &crate::RelayLink,
     target: &Target,
 ) -> Result<RelayedPath, crate::ConnectError> {
-    let knocked = node.knock(link, target, true).await?;
-    let deadline = node.clock.now() + Duration::from_secs(3);
-    let sealed = tokio::select! {
+    let deadline = node.clock.now() + RESUME;
+    let clock = node.clock.clone();
+    let answered = async {
+        let mut knocked = node.knock(link, target, true).await?;
+        let sealed = crate::node::answered((&mut knocked.answer).await, link.relay())?;
+        Ok((knocked, sealed))
+    };
+    let (knocked, sealed) = tokio::select! {
         biased;
-        answer = knocked.answer => crate::node::answered(answer, link.relay())?,
-        () = node.clock.sleep_until(deadline) => return Err(crate::ConnectError::Timeout),
+        answered = answered => answered?,
+        () = clock.sleep_until(deadline) => return Err(crate::ConnectError::Timeout),
     };
     let (_, seal) = knocked
         .knocking

@@ -182,16 +182,31 @@ impl DataSocket {
         Ok(())
     }
 
-    /// Puts a session on another path. What was batched for the old one goes out on it.
-    pub(crate) fn set_route(&self, peer: &Peer, route: Option<Route>) {
+    /// Puts a session on another path, of this number. What was batched for the old one goes out on
+    /// it.
+    pub(crate) fn set_route(&self, peer: &Peer, path: u32, route: Option<Route>) {
+        self.change_route(peer, route, false);
+        peer.watch(path);
+    }
+
+    /// Lets a session's packets take another path for now; the one in use stays watched.
+    pub(crate) fn try_route(&self, peer: &Peer, route: Route) {
+        self.change_route(peer, Some(route), true);
+    }
+
+    /// Ends what [`Self::try_route`] began.
+    pub(crate) fn return_route(&self, peer: &Peer, route: Route) {
+        self.change_route(peer, Some(route), false);
+    }
+
+    fn change_route(&self, peer: &Peer, route: Option<Route>, on_trial: bool) {
         let mut outgoing = peer.outgoing.lock();
         let _ = self.flush_batch(&mut outgoing);
         outgoing.batch.bytes.clear();
         outgoing.batch.segments = 0;
         outgoing.batch.closed = false;
         outgoing.route = route;
-        drop(outgoing);
-        peer.forget_unanswered();
+        outgoing.on_trial = on_trial;
     }
 
     fn send_session(&self, peer: &Arc<Peer>, transmit: &Transmit<'_>) -> io::Result<()> {
@@ -256,7 +271,9 @@ impl DataSocket {
         batch.ecn = transmit.ecn;
         batch.closed = !transmit.contents.len().is_multiple_of(segment);
         self.appended.fetch_add(1, Relaxed);
-        peer.sent(|| self.now_ns());
+        if !outgoing.on_trial {
+            peer.sent(|| self.now_ns());
+        }
     }
 
     fn flush_later(&self, peer: &Arc<Peer>, outgoing: &mut Outgoing) {

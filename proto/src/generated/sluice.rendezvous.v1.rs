@@ -84,7 +84,7 @@ pub struct SignedTicket {
 /// Plaintext of a probe, sealed with the rendezvous' transport keys.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Probe {
-    #[prost(oneof = "probe::Kind", tags = "1, 2, 3, 5")]
+    #[prost(oneof = "probe::Kind", tags = "1, 2, 3, 4, 5")]
     pub kind: ::core::option::Option<probe::Kind>,
 }
 /// Nested message and enum types in `Probe`.
@@ -97,6 +97,8 @@ pub mod probe {
         Pong(super::Pong),
         #[prost(message, tag = "3")]
         Use(super::Use),
+        #[prost(message, tag = "4")]
+        Trial(super::Trial),
         #[prost(message, tag = "5")]
         Guess(super::Guess),
     }
@@ -146,4 +148,10 @@ pub struct Nat {
     pub mapping: u32,
     #[prost(uint32, tag = "2")]
     pub filtering: u32,
+}
+/// The path in use is silent to the sender, whose packets take this one until it answers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Trial {
+    #[prost(fixed64, tag = "1")]
+    pub epoch: u64,
 }

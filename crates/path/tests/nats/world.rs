@@ -339,7 +339,10 @@ impl World {
                     let at = open.iter().position(|s| *s == socket).expect("it was open");
                     open.remove(at);
                 }
-                Event::Proven(_) | Event::Forgotten(_) => {}
+                Event::Proven(_)
+                | Event::Forgotten(_)
+                | Event::Tried { .. }
+                | Event::Returned { .. } => {}
             }
         }
         while let Some((path, probe)) = self.homes[i].agent.poll_transmit() {

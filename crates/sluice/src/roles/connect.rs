@@ -9,7 +9,7 @@ use sluice_ledger::{Ledger, LedgerError, Role, StoredVoucher};
 use sluice_metering::{Evidence, Payer};
 use sluice_proto::wire::code;
 use sluice_proto::wire::session::{Goodbye, session::Kind};
-use sluice_proto::{Amount, PeerId, Price, ServiceName, Ticket};
+use sluice_proto::{Amount, PeerId, Price, ServiceName, Ticket, decode_relays};
 use sluice_transport::{
     AcceptPolicy, Clock, Network, Node, NodeConfig, NoiseKeys, PathBytes, Random, RelayLink,
     Session,
@@ -408,6 +408,7 @@ async fn follow_control(
                 }
                 kind = control.next() => match kind {
                     Ok(Kind::Candidates(list)) => session.add_candidates(&list),
+                    Ok(Kind::Relays(list)) => session.set_relays(decode_relays(&list.relays)),
                     Ok(Kind::Goodbye(_)) => {
                         parted.send_replace(true);
                     }

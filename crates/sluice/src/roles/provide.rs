@@ -453,7 +453,7 @@ async fn follow_control(
             Kind::Candidates(list) if shared.direct != DirectPolicy::Never => {
                 live.session.add_candidates(&list);
             }
-            Kind::Candidates(_) | Kind::Direct(_) => {}
+            Kind::Candidates(_) | Kind::Direct(_) | Kind::Relays(_) => {}
             // The tenant is about to leave: it pays what is claimed first, and goes when it hears so.
             Kind::Goodbye(_) => {
                 live.account.settle().await;

@@ -19,7 +19,7 @@ use sluice_proto::frame::{self, FrameType, HEADER_LEN, Header};
 use super::DataSocket;
 use crate::knock::PROBE_LEN;
 use crate::leg::Leg;
-use crate::peer::Peer;
+use crate::peer::{DIRECT, Peer};
 use crate::tables::{FlowEntry, canonical, to_quinn};
 
 /// Packets of flows whose rendezvous was not opened yet: so many for each flow ..
@@ -228,7 +228,7 @@ impl Sorter {
             return None;
         }
         entry.counts.count_received(bytes.len() as u64);
-        entry.peer.received();
+        entry.peer.received(entry.path);
         entry.peer.relayed_received.fetch_add(bytes.len() as u64, Relaxed);
         let inner = *bytes.get(HEADER_LEN)?;
         if inner == frame::PROBE {
@@ -314,7 +314,7 @@ impl Sorter {
 }
 
 fn direct_verdict(peer: &Peer, len: usize) -> (SocketAddr, usize) {
-    peer.received();
+    peer.received(DIRECT);
     peer.direct_received.fetch_add(len as u64, Relaxed);
     (peer.addr, 0)
 }

@@ -2,6 +2,7 @@
 
 #![allow(
     dead_code,
+    unused_imports,
     clippy::unwrap_used,
     clippy::disallowed_methods,
     reason = "each test uses its part, and anything unexpected fails it"
@@ -170,6 +171,17 @@ impl Party {
         Self { node, key, noise, link }
     }
 
+    /// Reserves at another relay as well.
+    pub(crate) async fn reserve_at(&self, relay: RelayAddr) -> RelayLink {
+        let (sender, events) = mpsc::channel(1024);
+        let link = self.node.link(relay, Some(sender));
+        tokio::spawn(accept_offers(self.key.clone(), events));
+        let mut state = link.state();
+        let reserved = state.wait_for(|s| matches!(s, LinkState::Reserved(_)));
+        soon("the other reservation", reserved).await.unwrap();
+        link
+    }
+
     pub(crate) async fn reserved(&self) {
         let mut state = self.link.state();
         let reserved = state.wait_for(|s| matches!(s, LinkState::Reserved(_)));
@@ -214,8 +226,16 @@ fn acceptance(key: &Keypair, offer: &control::ReserveOffer) -> pay::Accept {
 
 /// Opens a session; both of its ends.
 pub(crate) async fn session(tenant: &Party, provider: &Party) -> (Session, Session) {
-    let mut ticket = provider.ticket();
-    ticket.relays = vec![tenant.link.relay()];
+    session_by(tenant, provider, vec![tenant.link.relay()]).await
+}
+
+/// The same with a ticket that names these relays.
+pub(crate) async fn session_by(
+    tenant: &Party,
+    provider: &Party,
+    relays: Vec<RelayAddr>,
+) -> (Session, Session) {
+    let ticket = Ticket { relays, ..provider.ticket() };
     let both = async {
         tokio::try_join!(tenant.node.connect(&ticket, &tenant.link), async {
             Ok(provider.node.accept().await.unwrap())
@@ -282,6 +302,14 @@ pub(crate) async fn go_direct(a: &Session, b: &Session) {
     allow_direct(a, b);
     on_path(a, PathKind::Direct).await;
     on_path(b, PathKind::Direct).await;
+}
+
+/// Waits until both ends have so many relays that carry their echoes.
+pub(crate) async fn warm(a: &Session, b: &Session, count: usize) {
+    for session in [a, b] {
+        let mut warm = session.warm_relays();
+        soon("warm relays", warm.wait_for(|relays| relays.len() == count)).await.unwrap();
+    }
 }
 
 /// What a [`Wire`] does with a datagram.
