@@ -1,0 +1,26 @@
+//! The simulator: the real nodes and relays on an in-memory network, in virtual time.
+//!
+//! A seed decides everything: the topology, the NATs' ports, delays, losses, faults. The same seed
+//! gives the same run, packet by packet, so a run that fails is a number to be typed in again.
+//!
+//! - [`time`]: tokio's paused clock, dilated, so that seconds pass in milliseconds.
+//! - [`net`]: hosts and gateways below one core; links with rate, delay, jitter, loss and queues.
+//! - [`nat`]: RFC 4787's mappings, filters and allocators. [`class`] derives from them who can meet.
+//! - [`scene`]: relays, and nodes in homes. [`workload`]: what they carry.
+//! - [`check`]: onlookers that know nothing of the nodes' insides.
+//! - [`matrix`]: what the commands run.
+//!
+//! **Architecture invariant:** nothing here is part of a node. Nodes and relays are driven through
+//! their public faces, and know of the simulator only a `Network`, a `Clock` and a `Random`.
+
+pub mod check;
+pub mod class;
+pub mod figures;
+pub mod matrix;
+pub mod nat;
+pub mod net;
+pub mod pool;
+pub mod rng;
+pub mod scene;
+pub mod time;
+pub mod workload;
