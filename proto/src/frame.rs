@@ -14,6 +14,7 @@
 //! bytes that were sent anyway.
 
 use std::hash::Hasher;
+use std::net::{IpAddr, SocketAddr};
 
 use siphasher::sip::SipHasher24;
 
@@ -44,6 +45,91 @@ pub enum FrameType {
     Challenge = 0x83,
     /// Client to relay: the echo.
     ChallengeEcho = 0x84,
+    /// Client to relay on its own flow, from any socket: how do you see this one? Payload: see
+    /// [`Observe`].
+    Observe = 0x85,
+    /// Relay to client: the answer, as long as the question. Payload: see [`Observed`].
+    Observed = 0x86,
+}
+
+/// Payload of an observe frame and of its answer.
+pub const OBSERVE_LEN: usize = 26;
+
+/// What a client asks with an observe frame: `token u64, flags u8, port u16`, then zeros up to
+/// [`OBSERVE_LEN`]. Bit 0 of the flags is `from_other_port`, the rest are 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observe {
+    /// Comes back with the answer.
+    pub token: u64,
+    /// The relay shall answer from its other port.
+    pub from_other_port: bool,
+    /// The relay shall answer to this port of the address that the question came from; `None`: to
+    /// the port that it came from.
+    pub to_port: Option<u16>,
+}
+
+impl Observe {
+    /// As a frame carries it.
+    #[must_use]
+    pub fn encode(&self) -> [u8; OBSERVE_LEN] {
+        let mut out = [0; OBSERVE_LEN];
+        out[..8].copy_from_slice(&self.token.to_be_bytes());
+        out[8] = self.from_other_port.into();
+        out[9..11].copy_from_slice(&self.to_port.unwrap_or(0).to_be_bytes());
+        out
+    }
+
+    /// `None`: another length, or flags of a later version.
+    #[must_use]
+    pub fn decode(payload: &[u8]) -> Option<Self> {
+        let payload: &[u8; OBSERVE_LEN] = payload.try_into().ok()?;
+        let from_other_port = match payload[8] {
+            0 => false,
+            1 => true,
+            _ => return None,
+        };
+        Some(Self {
+            token: u64::from_be_bytes(payload[..8].try_into().ok()?),
+            from_other_port,
+            to_port: Some(u16::from_be_bytes([payload[9], payload[10]])).filter(|port| *port != 0),
+        })
+    }
+}
+
+/// What a relay answers: `token u64`, then the address as IPv6, mapped if IPv4, and the port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observed {
+    /// Of the question.
+    pub token: u64,
+    /// Where the question came from.
+    pub address: SocketAddr,
+}
+
+impl Observed {
+    /// As a frame carries it.
+    #[must_use]
+    pub fn encode(&self) -> [u8; OBSERVE_LEN] {
+        let ip = match self.address.ip() {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        let mut out = [0; OBSERVE_LEN];
+        out[..8].copy_from_slice(&self.token.to_be_bytes());
+        out[8..24].copy_from_slice(&ip.octets());
+        out[24..].copy_from_slice(&self.address.port().to_be_bytes());
+        out
+    }
+
+    /// `None`: another length, or port 0.
+    #[must_use]
+    pub fn decode(payload: &[u8]) -> Option<Self> {
+        let payload: &[u8; OBSERVE_LEN] = payload.try_into().ok()?;
+        let ip: [u8; 16] = payload[8..24].try_into().ok()?;
+        let ip = IpAddr::from(ip).to_canonical();
+        let port = u16::from_be_bytes([payload[24], payload[25]]);
+        let token = u64::from_be_bytes(payload[..8].try_into().ok()?);
+        (port != 0).then_some(Self { token, address: SocketAddr::new(ip, port) })
+    }
 }
 
 /// First byte of a probe between nodes, sealed by the rendezvous' keys and not tagged:
@@ -66,6 +152,8 @@ impl FrameType {
             0x82 => Some(Self::KeepaliveAck),
             0x83 => Some(Self::Challenge),
             0x84 => Some(Self::ChallengeEcho),
+            0x85 => Some(Self::Observe),
+            0x86 => Some(Self::Observed),
             _ => None,
         }
     }

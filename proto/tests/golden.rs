@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use prost::Message;
 use sluice_proto::eth::keccak256;
-use sluice_proto::frame::{self, FrameKey, FrameType, HEADER_LEN, Header};
+use sluice_proto::frame::{self, FrameKey, FrameType, HEADER_LEN, Header, Observe, Observed};
 use sluice_proto::wire::pay;
 use sluice_proto::{
     Amount, ChannelId, ChannelKey, Domain, EthAddress, FlowId, Invite, Keypair, RelayAddr,
@@ -105,6 +105,14 @@ const FRAME_KEEPALIVE: &str = "\
 
 /// A challenge with the largest counter.
 const FRAME_CHALLENGE: &str = "8300000007ffffffffffff6cb230814d4119249999999999999999";
+
+/// A question how the relay sees the sender, to be answered from its other port to port 40,000.
+const FRAME_OBSERVE: &str =
+    "8501020304000000000009bd6ca7f025c0dfa60123456789abcdef019c40000000000000000000000000000000";
+
+/// The answer.
+const FRAME_OBSERVED: &str =
+    "860102030400000000000333b745798aa51f2e0123456789abcdef00000000000000000000ffffcb007107ee49";
 
 const AMOUNT: Amount = Amount(123_456_789_012_345_678_901_234_567_890);
 const EXPIRES: u64 = 1_800_000_000;
@@ -274,4 +282,14 @@ fn frames_have_their_header_counter_and_tag_where_others_look_for_them() {
     assert_eq!(keepalive, FRAME_KEEPALIVE);
     let challenge = frame(FrameType::Challenge, 7, frame::COUNTER_MAX, &[0x99; 8], &to_client);
     assert_eq!(challenge, FRAME_CHALLENGE);
+    let observe =
+        Observe { token: 0x0123_4567_89AB_CDEF, from_other_port: true, to_port: Some(40_000) };
+    let asked = frame(FrameType::Observe, 0x0102_0304, 9, &observe.encode(), &to_relay);
+    assert_eq!(asked, FRAME_OBSERVE);
+    assert_eq!(Observe::decode(&observe.encode()), Some(observe));
+    let address = "203.0.113.7:61001".parse().expect("an address");
+    let observed = Observed { token: observe.token, address };
+    let answered = frame(FrameType::Observed, 0x0102_0304, 3, &observed.encode(), &to_client);
+    assert_eq!(answered, FRAME_OBSERVED);
+    assert_eq!(Observed::decode(&observed.encode()), Some(observed));
 }

@@ -160,6 +160,7 @@ pub struct Admission {
     permitted: BTreeSet<FlowId>,
     pairs: BTreeMap<(PeerId, PeerId), Arc<Grant>>,
     accounts: BTreeMap<PeerId, Arc<Account>>,
+    alternate_port: u16,
     draining: bool,
     actions: VecDeque<Action>,
     next_sweep: Instant,
@@ -197,10 +198,16 @@ impl Admission {
             permitted: BTreeSet::new(),
             pairs: BTreeMap::new(),
             accounts: BTreeMap::new(),
+            alternate_port: 0,
             draining: false,
             actions: VecDeque::new(),
             next_sweep: now + SWEEP_EVERY,
         }
+    }
+
+    /// Clients are told of another UDP port of the relay, which answers observe frames.
+    pub const fn set_alternate_port(&mut self, port: u16) {
+        self.alternate_port = port;
     }
 
     /// The next thing to do, if any.

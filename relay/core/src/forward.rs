@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use siphasher::sip::SipHasher24;
 use sluice_proto::FlowId;
-use sluice_proto::frame::{self, FrameType, HEADER_LEN};
+use sluice_proto::frame::{self, FrameType, HEADER_LEN, OBSERVE_LEN, Observe};
 
 use crate::account::Way;
 use crate::drops::{Dropped, Drops};
@@ -41,11 +41,32 @@ pub enum Output<'a> {
     Answer {
         /// Where to.
         to: ReturnAddress,
+        /// From which of the relay's ports.
+        port: RelayPort,
         /// The frame.
         bytes: &'a [u8],
     },
     /// Something that the control plane must hear ([`crate::Admission::handle_event`]).
     Event(Event),
+}
+
+/// Which of the relay's two UDP ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RelayPort {
+    /// The one that it is known by.
+    Main,
+    /// One that only observe frames are answered at and from: what can reach a client from there
+    /// tells what its NAT lets in.
+    Alternate,
+}
+
+impl RelayPort {
+    const fn other(self) -> Self {
+        match self {
+            Self::Main => Self::Alternate,
+            Self::Alternate => Self::Main,
+        }
+    }
 }
 
 /// What the forwarding path tells the control plane.
@@ -106,10 +127,61 @@ impl Forwarder {
             match class {
                 Class::Quic => out(Output::Quic { bytes: group, segment: stride.min(len) }),
                 Class::Data(flow) => self.data(flow, now_ms, from, group, stride, out),
+                Class::Own(FrameType::Observe, flow) => {
+                    self.observe(flow, now_ms, from, RelayPort::Main, group, out);
+                }
                 Class::Own(kind, flow) => self.own(kind, flow, now_ms, from, group, out),
                 Class::Junk(kind) => self.drops.add(kind, 1),
             }
         }
+    }
+
+    /// Takes one batch received at the alternate port: observe frames are answered, the rest dropped.
+    pub fn forward_alternate(
+        &self,
+        now: Instant,
+        from: ReturnAddress,
+        batch: &[u8],
+        stride: usize,
+        out: &mut impl FnMut(Output<'_>),
+    ) {
+        let now_ms = self.clock.feed(now);
+        for segment in batch.chunks(stride.max(1)) {
+            match classify(segment) {
+                Class::Own(FrameType::Observe, flow) => {
+                    self.observe(flow, now_ms, from, RelayPort::Alternate, segment, out);
+                }
+                Class::Junk(kind) => self.drops.add(kind, 1),
+                Class::Quic | Class::Data(_) | Class::Own(..) => self.drops.add(Dropped::Type, 1),
+            }
+        }
+    }
+
+    /// A question how the relay sees a socket of a client. It may come from any address, and moves
+    /// nothing.
+    fn observe(
+        &self,
+        flow: FlowId,
+        now_ms: u64,
+        from: ReturnAddress,
+        at: RelayPort,
+        frame: &[u8],
+        out: &mut impl FnMut(Output<'_>),
+    ) {
+        let Some(Entry::Own(leg)) = self.table.find(flow) else {
+            return self.drops.add(Dropped::NoFlow, 1);
+        };
+        let Some(question) = Observe::decode(&frame[HEADER_LEN..]) else {
+            return self.drops.add(Dropped::Size, 1);
+        };
+        if leg.verify(frame, frame.len(), from, now_ms, &self.drops).accepted == 0 {
+            return;
+        }
+        let Some((to, bytes, len)) = leg.observed(from, &question) else {
+            return self.drops.add(Dropped::Rate, 1);
+        };
+        let port = if question.from_other_port { at.other() } else { at };
+        out(Output::Answer { to, port, bytes: &bytes[..len] });
     }
 
     /// Data frames of one flow number, at most [`GROUP_MAX`].
@@ -292,7 +364,7 @@ impl Forwarder {
             return;
         }
         if let Some((bytes, len)) = leg.keepalive_ack(from) {
-            out(Output::Answer { to: from, bytes: &bytes[..len] });
+            out(Output::Answer { to: from, port: RelayPort::Main, bytes: &bytes[..len] });
         }
     }
 
@@ -304,7 +376,7 @@ impl Forwarder {
         out: &mut impl FnMut(Output<'_>),
     ) -> bool {
         let Some((bytes, len)) = leg.challenge(from, &self.secret, now_ms) else { return false };
-        out(Output::Answer { to: from, bytes: &bytes[..len] });
+        out(Output::Answer { to: from, port: RelayPort::Main, bytes: &bytes[..len] });
         true
     }
 }
@@ -336,13 +408,16 @@ fn classify(segment: &[u8]) -> Class {
         // A challenge is no larger than what it answers.
         FrameType::Data if payload >= CHALLENGE_LEN => Class::Data(header.flow),
         FrameType::Keepalive if payload == KEEPALIVE_LEN => Class::Own(header.kind, header.flow),
+        FrameType::Observe if payload == OBSERVE_LEN => Class::Own(header.kind, header.flow),
         FrameType::ChallengeEcho if payload == CHALLENGE_LEN => {
             Class::Own(header.kind, header.flow)
         }
-        FrameType::Data | FrameType::Keepalive | FrameType::ChallengeEcho => {
+        FrameType::Data | FrameType::Keepalive | FrameType::ChallengeEcho | FrameType::Observe => {
             Class::Junk(Dropped::Size)
         }
-        FrameType::KeepaliveAck | FrameType::Challenge => Class::Junk(Dropped::Type),
+        FrameType::KeepaliveAck | FrameType::Challenge | FrameType::Observed => {
+            Class::Junk(Dropped::Type)
+        }
     }
 }
 

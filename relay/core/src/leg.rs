@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 use siphasher::sip::SipHasher24;
 use sluice_proto::FlowId;
-use sluice_proto::frame::{self, FrameKey, FrameType, HEADER_LEN, Header, ReplayWindow};
+use sluice_proto::frame::{
+    self, FrameKey, FrameType, HEADER_LEN, Header, Observe, Observed, ReplayWindow,
+};
 
 use crate::drops::{Dropped, Drops};
-use crate::limits::{FedClock, Throttle};
+use crate::limits::{FedClock, Pace, Throttle};
 
 /// Where a client is reached: its address, and ours that it talks to (where a socket is bound to
 /// several), so that answers come from the address that the client's NAT expects.
@@ -32,6 +34,9 @@ pub(crate) const CHALLENGE_LEN: usize = 8;
 const CHALLENGE_EVERY_MS: u64 = 250;
 /// An echo is awaited this long.
 const CHALLENGE_TTL_MS: u64 = 5000;
+
+/// Questions of one client how it is seen: a survey of its NAT asks a dozen.
+const OBSERVATIONS_PER_S: u32 = 32;
 
 /// Segments of one group: as many as one bit mask holds.
 pub(crate) const GROUP_MAX: usize = 64;
@@ -63,6 +68,7 @@ pub(crate) struct Leg {
     counter: AtomicU64,
     seen_ms: AtomicU64,
     challenge: Mutex<Option<Challenge>>,
+    observations: Pace,
 }
 
 /// What the tag and the counter of a group of frames said.
@@ -90,6 +96,7 @@ impl Leg {
             counter: AtomicU64::new(0),
             seen_ms: AtomicU64::new(now_ms),
             challenge: Mutex::default(),
+            observations: Pace::new(OBSERVATIONS_PER_S, OBSERVATIONS_PER_S * 4, clock),
         }
     }
 
@@ -207,6 +214,24 @@ impl Leg {
         payload[..16].copy_from_slice(&ip.octets());
         payload[16..].copy_from_slice(&port.to_be_bytes());
         self.own_frame(FrameType::KeepaliveAck, &payload)
+    }
+
+    /// The answer to a question from `from`, and where it goes: to the same address, at the port
+    /// that the client names, if it does. None for a stream, which says nothing of UDP, and when
+    /// the client asks too often.
+    pub(crate) fn observed(
+        &self,
+        from: ReturnAddress,
+        question: &Observe,
+    ) -> Option<(ReturnAddress, [u8; 64], usize)> {
+        if from.stream().is_some() || !self.observations.allows() {
+            return None;
+        }
+        let mut to = from;
+        to.remote.set_port(question.to_port.unwrap_or(from.remote.port()));
+        let answer = Observed { token: question.token, address: from.remote };
+        let (bytes, len) = self.own_frame(FrameType::Observed, &answer.encode())?;
+        Some((to, bytes, len))
     }
 
     /// A challenge to `from`, an address that is not the leg's, unless one was sent just before.

@@ -33,7 +33,7 @@ mod table;
 pub use account::{Account, AccountTotals};
 pub use admission::{Action, Admission, FlowStats, LegId, ReservationStats, Reserve};
 pub use drops::{Dropped, Drops};
-pub use forward::{Event, Forwarder, Output};
+pub use forward::{Event, Forwarder, Output, RelayPort};
 pub use leg::ReturnAddress;
 pub use limits::Limits;
 pub use streams::{StreamId, StreamRefused, Streams};

@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use lab::{Lab, address, frames, key};
 use sluice_proto::frame::FrameType;
-use sluice_proto::wire::code;
-use sluice_proto::wire::control::{CloseFlow, Control, Hello, Welcome, control::Kind};
+use sluice_proto::wire::control::{
+    CloseFlow, Control, Hello, PermitAddress, Welcome, control::Kind,
+};
+use sluice_proto::wire::{code, decode_addr};
 use sluice_proto::{FlowId, LeaseId};
 use sluice_relay_core::{Action, Limits, Reserve};
 
@@ -394,4 +396,35 @@ fn flow_numbers_spread_over_the_threads() {
         odd_own += tenant.own_flow.0 % 2;
     }
     assert_eq!((odd, odd_own), (8, 8));
+}
+
+#[test]
+fn two_ends_of_a_flow_learn_each_others_address_once_both_permit_it_and_no_third_can_ask() {
+    let mut lab = Lab::new();
+    let holder = lab.holder(None);
+    let (tenant, stranger) = (lab.client(), lab.client());
+    let (at_tenant, at_holder) = lab.flow(&tenant, &holder);
+    let permit =
+        |flow: FlowId, permitted| Kind::PermitAddress(PermitAddress { flow: flow.0, permitted });
+    lab.say(stranger.leg, permit(at_holder, true));
+    lab.say(stranger.leg, permit(at_tenant, true));
+    lab.say(tenant.leg, permit(at_holder, true));
+    lab.say(tenant.leg, permit(at_tenant, true));
+    assert!(lab.messages().is_empty(), "one end alone");
+    lab.say(tenant.leg, permit(at_tenant, false));
+    lab.say(holder.leg, permit(at_holder, true));
+    assert!(lab.messages().is_empty(), "it was taken back");
+    lab.say(tenant.leg, permit(at_tenant, true));
+    let told: Vec<_> = lab
+        .messages()
+        .into_iter()
+        .map(|(leg, kind)| match kind {
+            Kind::PeerAddress(m) => (leg, m.flow, decode_addr(&m.address).expect("an address")),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [(tenant.leg, at_tenant.0, holder.addr), (holder.leg, at_holder.0, tenant.addr)]
+    );
 }

@@ -10,9 +10,9 @@ use std::time::Duration;
 use lab::{Client, Lab, Out, address, frames};
 use proptest::prelude::*;
 use sluice_proto::FlowId;
-use sluice_proto::frame::{FrameType, HEADER_LEN};
+use sluice_proto::frame::{FrameType, HEADER_LEN, OBSERVE_LEN, Observe, Observed};
 use sluice_proto::wire::control::{Grant, control::Kind};
-use sluice_relay_core::{Dropped, Event, Limits};
+use sluice_relay_core::{Dropped, Event, Limits, RelayPort};
 
 struct Pair {
     lab: Lab,
@@ -153,7 +153,7 @@ fn the_return_address_moves_only_when_a_challenge_there_is_echoed() {
     let (new, elsewhere) = (address("203.0.113.9:9"), address("203.0.113.8:8"));
     let frame = p.tenant.data(p.at_tenant, &[1; 100]);
     let out = p.lab.one(new, &frame);
-    let [Out::Answer { to, frame: challenge }, Out::Frames { .. }] = &out[..] else {
+    let [Out::Answer { to, frame: challenge, .. }, Out::Frames { .. }] = &out[..] else {
         panic!("challenged, and forwarded all the same: {out:?}")
     };
     assert_eq!(*to, new);
@@ -198,7 +198,7 @@ fn a_keepalive_is_answered_with_the_address_seen_and_nothing_larger() {
     let mut p = pair(None);
     let keepalive = p.tenant.frame(FrameType::Keepalive, p.tenant.own_flow, &[0; 18]);
     let out = p.lab.one(p.tenant.addr, &keepalive);
-    let [Out::Answer { to, frame }] = &out[..] else { panic!("{out:?}") };
+    let [Out::Answer { to, frame, .. }] = &out[..] else { panic!("{out:?}") };
     assert_eq!((*to, frame.len()), (p.tenant.addr, keepalive.len()));
     let (header, payload) = p.tenant.open(frame);
     assert_eq!((header.kind, header.flow), (FrameType::KeepaliveAck, p.tenant.own_flow));
@@ -446,5 +446,91 @@ proptest! {
         if let Some(room) = room {
             prop_assert!(billed_up + billed_down <= room);
         }
+    }
+}
+
+fn question(token: u64, from_other_port: bool, to_port: Option<u16>) -> [u8; OBSERVE_LEN] {
+    Observe { token, from_other_port, to_port }.encode()
+}
+
+#[test]
+fn a_client_hears_how_any_of_its_sockets_is_seen_and_moves_nothing() {
+    let mut p = pair(None);
+    let other = address("203.0.113.9:61000");
+    let asked = p.tenant.frame(FrameType::Observe, p.tenant.own_flow, &question(7, false, None));
+    let out = p.lab.one(other, &asked);
+    let [Out::Answer { to, port: RelayPort::Main, frame }] = &out[..] else { panic!("{out:?}") };
+    assert_eq!((*to, frame.len()), (other, asked.len()));
+    let (header, payload) = p.tenant.open(frame);
+    assert_eq!((header.kind, header.flow), (FrameType::Observed, p.tenant.own_flow));
+    assert_eq!(Observed::decode(&payload), Some(Observed { token: 7, address: other }));
+    // A packet to the tenant still goes where it always was.
+    let out = p.up(&[1; 100]);
+    assert!(matches!(&out[..], [Out::Frames { to, .. }] if *to == p.tenant.addr), "{out:?}");
+}
+
+#[test]
+fn an_answer_leaves_from_the_port_and_goes_to_the_port_that_the_client_names_at_its_own_address() {
+    let mut p = pair(None);
+    let from = address("203.0.113.9:61000");
+    for (at_alternate, from_other_port) in [(false, true), (true, false), (true, true)] {
+        let payload = question(1, from_other_port, Some(40_000));
+        let asked = p.tenant.frame(FrameType::Observe, p.tenant.own_flow, &payload);
+        let out =
+            if at_alternate { p.lab.alternate(from, &asked) } else { p.lab.one(from, &asked) };
+        let [Out::Answer { to, port, frame }] = &out[..] else { panic!("{out:?}") };
+        assert_eq!(*to, address("203.0.113.9:40000"));
+        let alternate = at_alternate != from_other_port;
+        assert_eq!(*port, if alternate { RelayPort::Alternate } else { RelayPort::Main });
+        assert_eq!(frame.len(), asked.len());
+        let observed = Observed::decode(&p.tenant.open(frame).1).expect("an answer");
+        assert_eq!(observed.address, from);
+    }
+}
+
+#[test]
+fn questions_that_are_forged_replayed_malformed_or_too_many_get_no_answer() {
+    let mut p = pair(None);
+    let from = p.tenant.addr;
+    let asked = p.tenant.frame(FrameType::Observe, p.tenant.own_flow, &question(1, false, None));
+    for bit in 0..(HEADER_LEN + 26) * 8 {
+        let mut bad = asked.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        let out = p.lab.one(from, &bad);
+        assert!(!out.iter().any(|o| matches!(o, Out::Answer { .. })), "bit {bit}: {out:?}");
+    }
+    for len in 0..asked.len() {
+        assert_eq!(p.lab.one(from, &asked[..len]), [], "length {len}");
+        assert_eq!(p.lab.alternate(from, &asked[..len]), [], "length {len}");
+    }
+    assert_eq!(p.lab.one(from, &asked).len(), 1, "the control");
+    assert_eq!(p.lab.one(from, &asked), [], "a replay");
+    assert_eq!(p.lab.alternate(from, &asked), [], "a replay at the other port");
+    let mut flags = question(1, false, None);
+    flags[8] = 2;
+    let later = p.tenant.frame(FrameType::Observe, p.tenant.own_flow, &flags);
+    assert_eq!(p.lab.one(from, &later), [], "flags of a later version");
+    let longer = p.tenant.frame(FrameType::Observe, p.tenant.own_flow, &[0; OBSERVE_LEN + 1]);
+    assert_eq!(p.lab.one(from, &longer), [], "another length");
+    let on_a_flow = p.tenant.frame(FrameType::Observe, p.at_tenant, &question(1, false, None));
+    assert_eq!(p.lab.one(from, &on_a_flow), [], "not on its own flow");
+    let answers = (0..1000)
+        .filter(|token| {
+            let payload = question(*token, false, None);
+            let asked = p.tenant.frame(FrameType::Observe, p.tenant.own_flow, &payload);
+            !p.lab.one(from, &asked).is_empty()
+        })
+        .count();
+    assert!((16..=200).contains(&answers), "{answers} answers at once");
+}
+
+#[test]
+fn the_other_port_answers_questions_and_nothing_else() {
+    let mut p = pair(None);
+    let from = p.tenant.addr;
+    let data = p.tenant.data(p.at_tenant, &[1; 100]);
+    let keepalive = p.tenant.frame(FrameType::Keepalive, p.tenant.own_flow, &[0; 18]);
+    for bytes in [data, keepalive, vec![0x40; 1200], vec![0xC3; 1200], vec![0x9F; 45]] {
+        assert_eq!(p.lab.alternate(from, &bytes), []);
     }
 }

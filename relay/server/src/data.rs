@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use quinn_udp::{EcnCodepoint, RecvMeta};
-use sluice_relay_core::{Dropped, Event, Forwarder, Output, ReturnAddress, StreamId};
+use sluice_relay_core::{Dropped, Event, Forwarder, Output, RelayPort, ReturnAddress, StreamId};
 use sluice_transport::Clock;
 use tokio::sync::mpsc;
 
@@ -30,6 +30,8 @@ pub(crate) struct ThreadCounts {
 #[derive(Debug, Clone)]
 pub(crate) struct Forwarding {
     pub(crate) socket: Arc<RelaySocket>,
+    /// The alternate port's socket, if there is one.
+    pub(crate) alternate: Option<Arc<RelaySocket>>,
     pub(crate) forwarder: Arc<Forwarder>,
     pub(crate) quic: Arc<QuicQueue>,
     pub(crate) streams: Arc<StreamTable>,
@@ -41,6 +43,8 @@ pub(crate) struct Forwarding {
 /// One forwarding thread: everything it needs.
 pub(crate) struct DataThread {
     pub(crate) forwarding: Forwarding,
+    /// The port at which it receives.
+    pub(crate) port: RelayPort,
     pub(crate) stop: Arc<AtomicBool>,
     /// Whether the sockets are bound to every address of the host.
     pub(crate) any_address: bool,
@@ -51,7 +55,7 @@ impl DataThread {
     pub(crate) fn run(self) {
         let mut buffer = vec![0; BUFFER];
         while !self.stop.load(Ordering::Relaxed) {
-            match self.forwarding.socket.receive(&mut buffer) {
+            match self.socket().receive(&mut buffer) {
                 Ok(meta) => self.batch(&meta, &mut buffer[..meta.len]),
                 Err(e) if is_pause(&e) => {}
                 Err(error) => {
@@ -65,8 +69,15 @@ impl DataThread {
     /// Forwards on a network other than the kernel's until it is dropped.
     pub(crate) async fn run_as_task(self) {
         let mut buffer = vec![0; BUFFER];
-        while let Ok(meta) = self.forwarding.socket.received(&mut buffer).await {
+        while let Ok(meta) = self.socket().received(&mut buffer).await {
             self.batch(&meta, &mut buffer[..meta.len]);
+        }
+    }
+
+    fn socket(&self) -> &RelaySocket {
+        match (self.port, &self.forwarding.alternate) {
+            (RelayPort::Alternate, Some(socket)) => socket,
+            (RelayPort::Alternate, None) | (RelayPort::Main, _) => &self.forwarding.socket,
         }
     }
 
@@ -78,7 +89,10 @@ impl DataThread {
             let count = meta.len.div_ceil(meta.stride.max(1)) as u64;
             return self.forwarding.forwarder.drops().add(Dropped::Source, count);
         }
-        self.forwarding.batch(from, meta, batch);
+        match self.port {
+            RelayPort::Main => self.forwarding.batch(from, meta, batch),
+            RelayPort::Alternate => self.forwarding.answer_batch(from, meta, batch),
+        }
     }
 }
 
@@ -93,9 +107,7 @@ impl Forwarding {
                         forwarded += bytes.len() as u64;
                     }
                 }
-                Output::Answer { to, bytes } => {
-                    self.send(to, bytes, bytes.len(), None);
-                }
+                Output::Answer { to, port, bytes } => self.answer(to, port, bytes),
                 Output::Quic { bytes, segment } => {
                     let dropped = self.quic.push(meta, bytes, segment);
                     if dropped != 0 {
@@ -110,6 +122,30 @@ impl Forwarding {
         });
         self.counts.batches.fetch_add(1, Ordering::Relaxed);
         self.counts.forwarded.fetch_add(forwarded, Ordering::Relaxed);
+    }
+
+    /// Answers what came in at the alternate port.
+    fn answer_batch(&self, from: ReturnAddress, meta: &RecvMeta, batch: &[u8]) {
+        let (now, stride) = (self.clock.now(), meta.stride);
+        self.forwarder.forward_alternate(now, from, batch, stride, &mut |output| {
+            if let Output::Answer { to, port, bytes } = output {
+                self.answer(to, port, bytes);
+            }
+        });
+    }
+
+    fn answer(&self, to: ReturnAddress, port: RelayPort, bytes: &[u8]) {
+        match port {
+            RelayPort::Main => {
+                self.send(to, bytes, bytes.len(), None);
+            }
+            RelayPort::Alternate => {
+                let Some(socket) = &self.alternate else { return };
+                if socket.send(to, bytes, bytes.len(), None).is_err() {
+                    self.forwarder.drops().add(Dropped::SendBuffer, 1);
+                }
+            }
+        }
     }
 
     fn send(

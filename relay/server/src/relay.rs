@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use sluice_proto::PeerId;
 use sluice_proto::wire::code;
-use sluice_relay_core::{Admission, Dropped, Event, FlowStats, Forwarder, ReservationStats};
+use sluice_relay_core::{
+    Admission, Dropped, Event, FlowStats, Forwarder, RelayPort, ReservationStats,
+};
 use sluice_transport::Network;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -98,6 +100,7 @@ impl Relay {
         let port = sockets::bind(&config.network, config.bind, lanes)?;
         let address = port.address;
         let sockets: Vec<_> = port.sockets.into_iter().map(Arc::new).collect();
+        let alternate = sockets::bind_alternate(&config.network, address);
         let listener = config.tcp.map(|at| Listener::bind(&config, at)).transpose()?;
         let (now, seed) = (config.clock.now(), config.random.bytes());
         let forwarder = Arc::new(Forwarder::new(seed, now));
@@ -105,7 +108,9 @@ impl Relay {
         let quic = Arc::new(QuicQueue::new(sockets[0].clone(), streams.clone(), address));
         let endpoint = endpoint::start(quic.clone(), &config)?;
         let lanes = u32::try_from(lanes).expect("as many as cores");
-        let admission = Admission::new(forwarder.clone(), config.limits.clone(), lanes, now);
+        let mut admission = Admission::new(forwarder.clone(), config.limits.clone(), lanes, now);
+        admission.set_alternate_port(alternate.as_ref().map_or(0, |port| port.address.port()));
+        let alternate = alternate.and_then(|port| port.sockets.into_iter().next()).map(Arc::new);
         let shared = Arc::new(Shared::new(forwarder, admission, Desk::new(&config), streams));
         let (events, heard) = mpsc::channel(EVENTS_MAX);
         let any_address = config.bind.ip().is_unspecified();
@@ -131,6 +136,7 @@ impl Relay {
         };
         let forwarding = Forwarding {
             socket: sockets[0].clone(),
+            alternate,
             forwarder: relay.shared.forwarder.clone(),
             quic: relay.quic.clone(),
             streams: relay.shared.streams.clone(),
@@ -141,11 +147,17 @@ impl Relay {
         if let Some(listener) = listener {
             relay.tasks.spawn(listener.accept_all(forwarding.clone(), any_address));
         }
-        for (i, socket) in sockets.into_iter().enumerate() {
+        let mut threads = Vec::new();
+        for socket in sockets {
             let counts = Arc::new(ThreadCounts::default());
             relay.counts.push(counts.clone());
-            let forwarding = Forwarding { socket, counts, ..forwarding.clone() };
-            let thread = DataThread { forwarding, stop: relay.stop.clone(), any_address };
+            threads.push((RelayPort::Main, Forwarding { socket, counts, ..forwarding.clone() }));
+        }
+        if forwarding.alternate.is_some() {
+            threads.push((RelayPort::Alternate, forwarding));
+        }
+        for (i, (port, forwarding)) in threads.into_iter().enumerate() {
+            let thread = DataThread { forwarding, port, stop: relay.stop.clone(), any_address };
             if matches!(config.network, Network::Other(_)) {
                 relay.tasks.spawn(thread.run_as_task());
                 continue;

@@ -119,6 +119,17 @@ pub(crate) fn bind(
     Ok(Port { sockets: vec![RelaySocket::Other(socket)], address })
 }
 
+/// Binds a second port of the same address, which answers observe frames: the next one if it is
+/// free, else any. None if there is none to be had: the relay works without.
+pub(crate) fn bind_alternate(network: &Network, main: SocketAddr) -> Option<Port> {
+    let next = main.port().checked_add(1).map(|port| SocketAddr::new(main.ip(), port));
+    let any = SocketAddr::new(main.ip(), 0);
+    next.into_iter().chain([any]).find_map(|address| {
+        let bound = bind(network, address, 1);
+        bound.inspect_err(|error| tracing::debug!(%address, %error, "no second port here")).ok()
+    })
+}
+
 fn bind_kernel(address: SocketAddr, count: usize) -> Result<Port, RelayError> {
     let address = probe(address)?;
     let mut sockets = Vec::with_capacity(count);

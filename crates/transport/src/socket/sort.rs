@@ -182,7 +182,10 @@ impl Sorter {
             FrameType::KeepaliveAck | FrameType::Challenge => {
                 take_control(socket, from, bytes, h).then_some(None)
             }
-            FrameType::Keepalive | FrameType::ChallengeEcho => None,
+            FrameType::Keepalive
+            | FrameType::ChallengeEcho
+            | FrameType::Observe
+            | FrameType::Observed => None,
         });
         verdict.unwrap_or_else(|| {
             socket.stats.bad_frame.fetch_add(1, Relaxed);

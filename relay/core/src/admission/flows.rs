@@ -233,7 +233,11 @@ impl Admission {
             return;
         }
         for (to, end, seen) in [(peer, own, other), (other_peer, other, own)] {
-            let address = encode_addr(seen.leg.at().remote);
+            let at = seen.leg.at();
+            if at.stream().is_some() {
+                continue;
+            }
+            let address = encode_addr(at.remote);
             let message = PeerAddress { flow: end.number.0, address };
             self.send_to(&to, Kind::PeerAddress(message));
         }

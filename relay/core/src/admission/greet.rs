@@ -138,7 +138,7 @@ impl Admission {
                 observed: if at.stream().is_none() { encode_addr(at.remote) } else { Bytes::new() },
                 own_flow: own_flow.0,
                 keepalive_s,
-                alternate_port: 0,
+                alternate_port: self.alternate_port.into(),
             }),
         );
     }

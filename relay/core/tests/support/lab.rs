@@ -19,7 +19,7 @@ use sluice_proto::wire::control::{
 use sluice_proto::wire::pay;
 use sluice_proto::{FlowId, Keypair, LeaseId, PeerId, VERSION};
 use sluice_relay_core::{
-    Action, Admission, Event, Forwarder, LegId, Limits, Output, Reserve, ReturnAddress,
+    Action, Admission, Event, Forwarder, LegId, Limits, Output, RelayPort, Reserve, ReturnAddress,
 };
 
 /// What the forwarder gave out, owned.
@@ -27,7 +27,7 @@ use sluice_relay_core::{
 pub(crate) enum Out {
     Frames { to: SocketAddr, frames: Vec<Vec<u8>> },
     Quic(Vec<Vec<u8>>),
-    Answer { to: SocketAddr, frame: Vec<u8> },
+    Answer { to: SocketAddr, port: RelayPort, frame: Vec<u8> },
     Event(Event),
 }
 
@@ -236,12 +236,32 @@ impl Lab {
                     Out::Frames { to: to.remote, frames: cut(bytes, segment) }
                 }
                 Output::Quic { bytes, segment } => Out::Quic(cut(bytes, segment)),
-                Output::Answer { to, bytes } => {
-                    Out::Answer { to: to.remote, frame: bytes.to_vec() }
+                Output::Answer { to, port, bytes } => {
+                    Out::Answer { to: to.remote, port, frame: bytes.to_vec() }
                 }
                 Output::Event(event) => Out::Event(event),
             });
         });
+        all
+    }
+
+    /// Hands one datagram of the alternate port to the forwarder.
+    pub(crate) fn alternate(&self, from: SocketAddr, bytes: &[u8]) -> Vec<Out> {
+        let mut all = Vec::new();
+        let from = ReturnAddress { remote: from, local: None };
+        let stride = bytes.len().max(1);
+        self.forwarder.forward_alternate(
+            self.now,
+            from,
+            bytes,
+            stride,
+            &mut |output| match output {
+                Output::Answer { to, port, bytes } => {
+                    all.push(Out::Answer { to: to.remote, port, frame: bytes.to_vec() });
+                }
+                other => panic!("{other:?}"),
+            },
+        );
         all
     }
 
