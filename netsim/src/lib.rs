@@ -8,13 +8,14 @@
 //! - [`nat`]: RFC 4787's mappings, filters and allocators. [`class`] derives from them who can meet.
 //! - [`scene`]: relays, and nodes in homes. [`workload`]: what they carry.
 //! - [`check`]: onlookers that know nothing of the nodes' insides.
-//! - [`matrix`]: what the commands run.
+//! - [`matrix`], [`failover`]: what the commands run.
 //!
 //! **Architecture invariant:** nothing here is part of a node. Nodes and relays are driven through
 //! their public faces, and know of the simulator only a `Network`, a `Clock` and a `Random`.
 
 pub mod check;
 pub mod class;
+pub mod failover;
 pub mod figures;
 pub mod matrix;
 pub mod nat;

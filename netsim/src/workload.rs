@@ -205,3 +205,25 @@ pub async fn read(
     received.is_whole = true;
     Ok(received)
 }
+
+/// Writes `seed`'s bytes as fast as they go until `until`, then ends the stream; how many.
+///
+/// # Errors
+/// When the stream is lost.
+pub async fn pour(
+    clock: &Clock,
+    mut stream: SendStream,
+    seed: u64,
+    until: std::time::Instant,
+) -> Result<u64> {
+    let mut content = Content::new(seed);
+    let mut buffer = vec![0; CHUNK];
+    let mut sent = 0;
+    while clock.now() < until {
+        content.fill(&mut buffer);
+        stream.write_all(&buffer).await?;
+        sent += buffer.len() as u64;
+    }
+    stream.finish()?;
+    Ok(sent)
+}
