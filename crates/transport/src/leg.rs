@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use sluice_proto::frame::{self, FrameKey, FrameType, HEADER_LEN, Header, ReplayWindow};
 use sluice_proto::{FlowId, RelayFlow};
+use tokio::sync::Notify;
 
 /// A packet counts as at least this many bytes towards a flow's grant, here as at the relay.
 const GRANT_PACKET_MIN: u64 = 1200;
@@ -19,6 +21,11 @@ pub(crate) struct Leg {
     in_key: FrameKey,
     out_counter: AtomicU64,
     replay: Mutex<ReplayWindow>,
+    /// Frames that were admitted.
+    heard: AtomicU64,
+    /// What the relay asked to be echoed over UDP while a stream carries the link.
+    udp_challenge: Mutex<Option<Bytes>>,
+    udp_works: Notify,
 }
 
 impl Leg {
@@ -31,6 +38,9 @@ impl Leg {
             in_key,
             out_counter: AtomicU64::new(0),
             replay: Mutex::default(),
+            heard: AtomicU64::new(0),
+            udp_challenge: Mutex::default(),
+            udp_works: Notify::new(),
         }
     }
 
@@ -69,7 +79,33 @@ impl Leg {
 
     /// Whether a frame is the relay's and new.
     pub(crate) fn admit(&self, bytes: &[u8], header: Header) -> bool {
-        frame::check(bytes, &self.in_key).is_ok() && self.replay.lock().accept(header.counter)
+        let admitted =
+            frame::check(bytes, &self.in_key).is_ok() && self.replay.lock().accept(header.counter);
+        if admitted {
+            self.heard.fetch_add(1, Relaxed);
+        }
+        admitted
+    }
+
+    /// Frames of the relay so far.
+    pub(crate) fn heard(&self) -> u64 {
+        self.heard.load(Relaxed)
+    }
+
+    /// The relay's challenge came over UDP while a stream carries the link: UDP works.
+    pub(crate) fn handle_udp_challenge(&self, nonce: &[u8]) {
+        *self.udp_challenge.lock() = Some(Bytes::copy_from_slice(nonce));
+        self.udp_works.notify_one();
+    }
+
+    /// Waits for [`Self::handle_udp_challenge`]; returns what is to be echoed.
+    pub(crate) async fn challenged_over_udp(&self) -> Bytes {
+        loop {
+            if let Some(nonce) = self.udp_challenge.lock().take() {
+                return nonce;
+            }
+            self.udp_works.notified().await;
+        }
     }
 
     /// Whether a frame that is only set aside is the relay's; it is admitted later.

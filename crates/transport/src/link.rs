@@ -10,17 +10,22 @@ use parking_lot::Mutex;
 use sluice_proto::wire::control::{self, control::Kind};
 use sluice_proto::wire::{self, code, pay};
 use sluice_proto::{FlowId, PeerId, RelayAddr, RelayBudget, RelayFlow, VERSION, frame};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::leg::Leg;
 use crate::messages::{MessageError, MessageReader, send_message};
 use crate::node::Inner;
 use crate::peer::Command;
+use crate::stream::{Carriage, Keeper, Slot};
 use crate::tables::{FlowEntry, to_quinn};
 use crate::tls;
 
 /// A relay that does not finish its handshake and its welcome by then is not there.
 const SETUP: Duration = Duration::from_secs(5);
+/// UDP has so long before TCP is tried as well.
+const UDP_PATIENCE: Duration = Duration::from_secs(1);
+/// What was sent last before a stream is left has so long to go.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Waits between attempts: the first, and the longest; each doubles the last.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -134,6 +139,9 @@ pub(crate) struct Shared {
     pub(crate) observed: Mutex<Option<SocketAddr>>,
     connection: Mutex<Option<quinn::Connection>>,
     pub(crate) budget: Arc<RelayBudget>,
+    /// Told when a session hears nothing through the relay.
+    doubt: Arc<Notify>,
+    over_tcp: watch::Sender<bool>,
     flow_events: Option<mpsc::Sender<LinkEvent>>,
 }
 
@@ -154,6 +162,16 @@ impl RelayLink {
     #[must_use]
     pub fn observed(&self) -> Option<SocketAddr> {
         *self.0.observed.lock()
+    }
+
+    /// Whether the relay is reached over TCP, since UDP does not work; now and later.
+    #[must_use]
+    pub fn over_tcp(&self) -> watch::Receiver<bool> {
+        self.0.over_tcp.subscribe()
+    }
+
+    pub(crate) fn is_over_tcp(&self) -> bool {
+        *self.0.over_tcp.borrow()
     }
 
     /// Frame bytes over this link since it was made, across reconnections, and how many may be.
@@ -208,6 +226,7 @@ impl RelayLink {
         if let Some(connection) = &*self.0.connection.lock() {
             let _ = connection.send_datagram(Bytes::new());
         }
+        self.0.doubt.notify_one();
     }
 
     pub(crate) fn send(&self, kind: Kind) {
@@ -243,6 +262,8 @@ pub(crate) fn start(
         observed: Mutex::default(),
         connection: Mutex::default(),
         budget: RelayBudget::new(u64::MAX),
+        doubt: Arc::default(),
+        over_tcp: watch::Sender::new(false),
         flow_events: events.clone(),
     });
     let link = RelayLink(shared.clone());
@@ -259,6 +280,8 @@ pub(crate) fn start(
         opening: BTreeMap::new(),
         answers: BTreeMap::new(),
         kept: Vec::new(),
+        slot: Slot::default(),
+        streamed: false,
     }));
     link
 }
@@ -275,6 +298,10 @@ struct Task {
     answers: BTreeMap<FlowId, oneshot::Sender<Result<Bytes, u32>>>,
     /// Flows of the control connection before, to be told once the reservation stands again.
     kept: Vec<(FlowId, FlowEntry)>,
+    /// The stream that leads to the relay, if one does.
+    slot: Slot,
+    /// A stream led there at last.
+    streamed: bool,
 }
 
 async fn run(mut task: Task) {
@@ -293,6 +320,7 @@ async fn run(mut task: Task) {
             }
             Err(reason) => reason,
         };
+        task.leave_stream().await;
         task.opening.clear();
         task.answers.clear();
         tracing::debug!(relay = %task.relay, %reason, "relay link down");
@@ -361,10 +389,48 @@ impl Task {
         let clock = self.node.clock.clone();
         tokio::select! {
             biased;
-            up = self.set_up() => up,
+            up = self.reach() => up,
             () = clock.sleep_until(deadline) => {
                 Err(format!("no answer from {} within {} s", self.relay.addr, SETUP.as_secs()))
             }
+        }
+    }
+
+    /// Sets up over UDP; if that takes long, or a stream led there at last, over a stream as well:
+    /// the first that answers is used.
+    async fn reach(&mut self) -> Result<Up, String> {
+        if self.relay.tcp.is_none() {
+            return self.set_up().await;
+        }
+        let (node, relay, slot) = (self.node.clone(), self.relay, self.slot.clone());
+        let patience = if self.streamed { Duration::ZERO } else { UDP_PATIENCE };
+        {
+            let mut over_udp = std::pin::pin!(self.set_up());
+            let dialled = tokio::select! {
+                biased;
+                up = &mut over_udp => return up,
+                dialled = async {
+                    node.clock.sleep(patience).await;
+                    Carriage::dial(&node, &relay).await
+                } => dialled,
+            };
+            match dialled {
+                Ok(carriage) => *slot.lock() = Some(carriage),
+                Err(reason) => {
+                    tracing::debug!(%relay, %reason, "the relay's TCP port: in vain");
+                    return over_udp.await;
+                }
+            }
+        }
+        self.set_up().await
+    }
+
+    /// Lets go of the stream, once what was said last is on its way.
+    async fn leave_stream(&mut self) {
+        let carriage = self.slot.lock().take();
+        self.streamed = carriage.is_some();
+        if carriage.is_some() && self.link.strong_count() == 0 {
+            self.node.clock.sleep(LAST_WORDS).await;
         }
     }
 
@@ -432,6 +498,10 @@ impl Task {
         if let Some(shared) = self.link.upgrade() {
             *shared.observed.lock() = observed;
             *shared.connection.lock() = Some(connection.clone());
+            let over_tcp = self.slot.lock().is_some();
+            if shared.over_tcp.send_replace(over_tcp) != over_tcp {
+                self.node.tables.carrier_changed(self.relay.addr, over_tcp);
+            }
             shared.state.send_replace(LinkState::Up(self.generation));
         }
         self.node.link_changed();
@@ -445,6 +515,8 @@ impl Task {
         {
             return e;
         }
+        let Some(keeper) = self.keeper(&up) else { return "closed".to_owned() };
+        let mut keeping = std::pin::pin!(keeper.run());
         loop {
             let result = tokio::select! {
                 biased;
@@ -458,11 +530,25 @@ impl Task {
                 },
                 answer = agreement(&mut up.agreeing) => self.agreed(&mut up, answer).await,
                 lost = up.connection.closed() => Err(lost.to_string()),
+                never = &mut keeping => match never {},
             };
             if let Err(reason) = result {
                 return reason;
             }
         }
+    }
+
+    fn keeper(&self, up: &Up) -> Option<Keeper> {
+        let shared = self.link.upgrade()?;
+        Some(Keeper {
+            node: self.node.clone(),
+            relay: self.relay,
+            leg: up.leg.clone(),
+            connection: up.connection.clone(),
+            slot: self.slot.clone(),
+            doubt: shared.doubt.clone(),
+            over_tcp: shared.over_tcp.clone(),
+        })
     }
 
     async fn write(&self, up: &mut Up, kind: Kind) -> Result<(), String> {

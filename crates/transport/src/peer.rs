@@ -69,6 +69,8 @@ pub(crate) enum Command {
     Relayed(Box<RelayedPath>),
     /// The flow of this path goes on over a new control connection.
     NewLeg { path: u32, leg: Arc<Leg> },
+    /// Packets to this relay go over a stream now, or over UDP again.
+    CarrierChanged { relay: SocketAddr, old_dead: bool },
     /// The relay closed the flow of this path.
     FlowClosed { path: u32, code: u32 },
     /// No flow through this relay came of a knock.

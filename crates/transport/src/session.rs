@@ -100,6 +100,8 @@ pub struct PathInfo {
     pub rtt: Option<Duration>,
     /// Why it was chosen.
     pub reason: Reason,
+    /// Whether the relay is reached over TCP, since UDP does not work.
+    pub over_tcp: bool,
 }
 
 /// Packet bytes of a session by kind of path, both ways.
@@ -470,6 +472,7 @@ impl Driver {
                     self.node.socket.set_route(&self.peer, path, Some(route));
                 }
             }
+            Command::CarrierChanged { relay, old_dead } => self.carrier_changed(relay, old_dead),
             Command::FlowClosed { code: code::RESTARTED, .. } => {
                 self.connection.close(code::RESTARTED.into(), b"the other node restarted");
             }
@@ -648,7 +651,35 @@ impl Driver {
         }
         let rtt = self.agent.rtt(path);
         tracing::debug!(kind = %path.kind(), %remote, %reason, "path selected");
-        self.path.send_replace(Some(PathInfo { kind: path.kind(), remote, relay, rtt, reason }));
+        let over_tcp = self.is_over_tcp(path);
+        let kind = path.kind();
+        self.path.send_replace(Some(PathInfo { kind, remote, relay, rtt, reason, over_tcp }));
+    }
+
+    fn is_over_tcp(&self, path: Path) -> bool {
+        match path {
+            Path::Direct(_) => false,
+            Path::Relay(number) => {
+                self.relays.get(&number).is_some_and(|relayed| relayed.link.is_over_tcp())
+            }
+        }
+    }
+
+    /// The way to a relay is another: to the congestion controller that is another path.
+    fn carrier_changed(&mut self, relay: SocketAddr, old_dead: bool) {
+        let Some(path) = self.agent.selected() else { return };
+        let over_tcp = self.is_over_tcp(path);
+        let changed = self.path.send_if_modified(|info| match info {
+            Some(info) if info.remote == relay && info.over_tcp != over_tcp => {
+                info.over_tcp = over_tcp;
+                true
+            }
+            Some(_) | None => false,
+        });
+        if changed {
+            self.epoch.advance(old_dead);
+            self.wake_quinn();
+        }
     }
 
     /// Makes quinn look at its window again, and send something that is acknowledged: that shows

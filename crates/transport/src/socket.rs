@@ -24,6 +24,7 @@ use tokio::sync::Notify;
 
 use crate::network::Port;
 use crate::peer::{Outgoing, Peer, Route};
+use crate::stream::Carried;
 use crate::tables::{Tables, canonical, fake_index, to_quinn};
 use crate::{Clock, Network};
 use sort::Sorter;
@@ -49,6 +50,8 @@ pub struct SocketStats {
     pub bad_frame: AtomicU64,
     /// Packets of sessions that have no path.
     pub no_path: AtomicU64,
+    /// Packets that found no room on the stream to their relay.
+    pub stream_full: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -66,6 +69,7 @@ pub(crate) struct DataSocket {
     flush: Arc<Notify>,
     appended: AtomicU64,
     receiver: Mutex<Option<Waker>>,
+    pub(crate) carried: Arc<Carried>,
 }
 
 impl DataSocket {
@@ -91,6 +95,7 @@ impl DataSocket {
             flush: Arc::default(),
             appended: AtomicU64::new(0),
             receiver: Mutex::default(),
+            carried: Arc::default(),
         })
     }
 
@@ -116,6 +121,13 @@ impl DataSocket {
 
     /// Sends one datagram beside quinn: a probe or a control frame. Lost if the kernel is busy.
     pub(crate) fn send_one(&self, to: SocketAddr, bytes: &[u8]) {
+        if let Err((_, error)) = self.send_batch(to, bytes, bytes.len(), None) {
+            tracing::trace!(%to, %error, "datagram not sent");
+        }
+    }
+
+    /// The same, over UDP though a stream leads to that relay.
+    pub(crate) fn send_udp(&self, to: SocketAddr, bytes: &[u8]) {
         if let Err((_, error)) = self.kernel_send(to, bytes, bytes.len(), None) {
             tracing::trace!(%to, %error, "datagram not sent");
         }
@@ -129,7 +141,23 @@ impl DataSocket {
         self.send_one(leg.relay, &out);
     }
 
-    /// Only `WouldBlock` is an error; with it, how many bytes went before.
+    /// Sends to a node, or to a relay over whatever leads there. Only `WouldBlock` is an error; with
+    /// it, how many bytes went before.
+    fn send_batch(
+        &self,
+        to: SocketAddr,
+        contents: &[u8],
+        segment: usize,
+        ecn: Option<quinn_udp::EcnCodepoint>,
+    ) -> Result<(), (usize, io::Error)> {
+        let Some(queue) = self.carried.queue(canonical(to)) else {
+            return self.kernel_send(to, contents, segment, ecn);
+        };
+        // A full queue is a lost packet, as on any path: nobody waits for a slow stream.
+        self.stats.stream_full.fetch_add(queue.push(contents, segment), Relaxed);
+        Ok(())
+    }
+
     fn kernel_send(
         &self,
         to: SocketAddr,
@@ -168,8 +196,7 @@ impl DataSocket {
             return Ok(());
         }
         if let Some(route) = &outgoing.route {
-            let sent =
-                self.kernel_send(route.destination(), &batch.bytes, batch.segment, batch.ecn);
+            let sent = self.send_batch(route.destination(), &batch.bytes, batch.segment, batch.ecn);
             if let Err((sent, error)) = sent {
                 batch.bytes.drain(..sent);
                 batch.segments -= sent / batch.segment.max(1);
@@ -340,7 +367,7 @@ impl AsyncUdpSocket for DataSocket {
             let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
             let to = transmit.destination;
             return self
-                .kernel_send(to, transmit.contents, segment, transmit.ecn)
+                .send_batch(to, transmit.contents, segment, transmit.ecn)
                 .map_err(|(_, error)| error);
         };
         let peer = self.tables.peers.read().get(&index).cloned();
@@ -366,6 +393,13 @@ impl AsyncUdpSocket for DataSocket {
             return Poll::Ready(Ok(waiting));
         }
         for _ in 0..RECEIVES_PER_POLL {
+            if let Some(one) = self.carried.take(&mut bufs[0], cx) {
+                let runs = sorter.sort_streamed(self, bufs, &one, meta);
+                if runs > 0 {
+                    return Poll::Ready(Ok(runs));
+                }
+                continue;
+            }
             let mut one = RecvMeta::default();
             let Poll::Ready(received) = self.port.poll_receive(cx, bufs, &mut one) else {
                 sorter.wake_when_released(cx.waker(), self);

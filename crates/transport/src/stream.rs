@@ -4,6 +4,9 @@
 //! control connection's QUIC and the frames beside it. Those guard themselves, so TLS only proves
 //! that the relay is the right one and makes the stream look like any other on port 443.
 
+mod carriage;
+mod carried;
+mod keeper;
 mod packets;
 
 use std::io;
@@ -18,6 +21,9 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use crate::{TlsError, tls};
 
+pub(crate) use carriage::Carriage;
+pub(crate) use carried::Carried;
+pub(crate) use keeper::{Keeper, Slot};
 pub use packets::{PacketSink, PacketStream, StreamEnd, StreamQueue};
 
 /// Bytes that TLS keeps for a socket that is not writable: two records.
@@ -69,7 +75,7 @@ impl StreamAcceptor {
 ///
 /// # Errors
 /// Says what failed.
-pub(crate) async fn dial(relay: &RelayAddr) -> io::Result<client::TlsStream<TcpStream>> {
+async fn dial(relay: &RelayAddr) -> io::Result<client::TlsStream<TcpStream>> {
     let addr = relay.tcp_addr().ok_or(io::ErrorKind::Unsupported)?;
     let config = tls::stream_client_config(relay.peer).map_err(io::Error::other)?;
     let tcp = TcpStream::connect(addr).await?;

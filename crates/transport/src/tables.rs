@@ -10,7 +10,7 @@ use parking_lot::RwLock;
 use sluice_proto::{FlowId, RelayFlow};
 
 use crate::leg::Leg;
-use crate::peer::Peer;
+use crate::peer::{Command, Peer};
 
 /// First 8 bytes of the made-up addresses of sessions: a unique local prefix (RFC 4193).
 const FAKE_PREFIX: [u16; 4] = [0xfd53, 0x6c75, 0x6963, 0x6501];
@@ -113,6 +113,15 @@ impl Tables {
         kept.sort_by_key(|(flow, _)| *flow);
         self.changed();
         kept
+    }
+
+    /// Tells the sessions that have a flow at a relay that it is reached another way.
+    pub(crate) fn carrier_changed(&self, relay: SocketAddr, old_dead: bool) {
+        for ((addr, _), entry) in &*self.flows.read() {
+            if *addr == relay {
+                entry.peer.command(Command::CarrierChanged { relay, old_dead });
+            }
+        }
     }
 
     /// QUIC from `addr` belongs to `peer`, unless it is another session's. Whether that is news.

@@ -39,6 +39,8 @@ pub(crate) struct Sorter {
     direct: Option<(SocketAddr, Arc<Peer>)>,
     waiting: VecDeque<(Vec<u8>, RecvMeta)>,
     held: Vec<Held>,
+    /// What is being sorted came over a stream.
+    streamed: bool,
 }
 
 #[derive(Debug)]
@@ -83,6 +85,20 @@ impl Sorter {
             n += 1;
         }
         n
+    }
+
+    /// The same as [`Self::sort`], for a batch that came over a stream.
+    pub(crate) fn sort_streamed(
+        &mut self,
+        socket: &DataSocket,
+        bufs: &mut [IoSliceMut<'_>],
+        batch: &RecvMeta,
+        meta: &mut [RecvMeta],
+    ) -> usize {
+        self.streamed = true;
+        let runs = self.sort(socket, bufs, batch, meta);
+        self.streamed = false;
+        runs
     }
 
     /// Sorts the batch in `bufs[0]`; returns how many of `bufs` and `meta` hold packets for quinn.
@@ -180,7 +196,7 @@ impl Sorter {
         let verdict = frame::peek(bytes).ok().and_then(|h| match h.kind {
             FrameType::Data => self.judge_data(socket, from, bytes, h),
             FrameType::KeepaliveAck | FrameType::Challenge => {
-                take_control(socket, from, bytes, h).then_some(None)
+                take_control(socket, from, bytes, h, self.streamed).then_some(None)
             }
             FrameType::Keepalive
             | FrameType::ChallengeEcho
@@ -323,12 +339,22 @@ fn direct_verdict(peer: &Peer, len: usize) -> (SocketAddr, usize) {
 }
 
 /// False: not the relay's.
-fn take_control(socket: &DataSocket, from: SocketAddr, bytes: &[u8], header: Header) -> bool {
+fn take_control(
+    socket: &DataSocket,
+    from: SocketAddr,
+    bytes: &[u8],
+    header: Header,
+    streamed: bool,
+) -> bool {
     let leg: Option<Arc<Leg>> = socket.tables.legs.read().get(&from).cloned().flatten();
     let Some(leg) = leg.filter(|leg| leg.admit(bytes, header)) else { return false };
     if header.kind == FrameType::Challenge {
-        let echo = leg.control_frame(FrameType::ChallengeEcho, &bytes[HEADER_LEN..]);
-        socket.send_one(from, &echo);
+        let nonce = &bytes[HEADER_LEN..];
+        if !streamed && socket.carried.queue(from).is_some() {
+            leg.handle_udp_challenge(nonce);
+        } else {
+            socket.send_one(from, &leg.control_frame(FrameType::ChallengeEcho, nonce));
+        }
     }
     true
 }

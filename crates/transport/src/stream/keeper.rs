@@ -1,0 +1,193 @@
+//! Whether a relay is reached over UDP or over a stream: decided anew while the link stands.
+//!
+//! On UDP, silence is doubted: the relay is asked by keepalive frames, and if it answers none of
+//! them, its TCP port is dialled. On a stream, UDP is tried now and then by a keepalive frame. The
+//! relay challenges the address that it came from; a challenge that comes over UDP proves that UDP
+//! works both ways, so packets go there again and the echo moves what comes back. Neither change
+//! touches the control connection (to QUIC it is a migration of the client), the keys or the flows.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use sluice_proto::RelayAddr;
+use sluice_proto::frame::FrameType;
+use tokio::sync::{Notify, watch};
+
+use super::Carriage;
+use crate::leg::Leg;
+use crate::node::Inner;
+
+/// A control connection keeps itself alive every 5 s: nothing for longer is doubted.
+const QUIET: Duration = Duration::from_secs(7);
+/// A doubted relay is asked so many times ..
+const ASKS: u32 = 3;
+/// .. and has so long to answer each of them: together about a second.
+const ANSWER_WITHIN: Duration = Duration::from_millis(350);
+/// A relay that answered is not doubted again before.
+const TRUSTED: Duration = Duration::from_secs(1);
+/// Waits between dials that fail: the first, and the longest; each doubles the last.
+const REDIAL_MIN: Duration = Duration::from_secs(1);
+const REDIAL_MAX: Duration = Duration::from_secs(30);
+/// Waits between tries of UDP: the first, and the longest; each doubles the last.
+const RETRY_MIN: Duration = Duration::from_secs(2);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+/// UDP that fails sooner than this after it was found to work is tried again less eagerly.
+const STEADY: Duration = Duration::from_secs(60);
+/// A stream that was left stands so long, for what is on its way over it; meanwhile the relay is
+/// told so many times where to answer.
+const LINGER: Duration = Duration::from_secs(2);
+const TELLS: u32 = 4;
+
+/// Payload of a keepalive frame: nothing.
+const KEEPALIVE: [u8; 18] = [0; 18];
+
+/// Where a link's stream is kept while it has one.
+pub(crate) type Slot = Arc<Mutex<Option<Carriage>>>;
+
+/// Watches over the way of one control connection.
+pub(crate) struct Keeper {
+    pub(crate) node: Arc<Inner>,
+    pub(crate) relay: RelayAddr,
+    pub(crate) leg: Arc<Leg>,
+    pub(crate) connection: quinn::Connection,
+    pub(crate) slot: Slot,
+    /// Told when a session hears nothing.
+    pub(crate) doubt: Arc<Notify>,
+    /// Whether a stream carries the link.
+    pub(crate) over_tcp: watch::Sender<bool>,
+}
+
+impl Keeper {
+    /// Goes on until it is dropped.
+    pub(crate) async fn run(self) -> Infallible {
+        if self.relay.tcp.is_none() {
+            return std::future::pending().await;
+        }
+        let (mut retry, mut lost) = (RETRY_MIN, false);
+        loop {
+            if self.slot.lock().is_none() {
+                let began = self.node.clock.now();
+                self.stay_on_udp(lost).await;
+                if self.node.clock.now() > began + STEADY {
+                    retry = RETRY_MIN;
+                }
+                tracing::debug!(relay = %self.relay, "UDP is silent: relay reached over TCP");
+                self.moved(true);
+            }
+            lost = self.stay_on_stream(&mut retry).await;
+        }
+    }
+
+    /// Returns once UDP failed and a stream stands. `doubted`: there is reason for doubt already.
+    async fn stay_on_udp(&self, mut doubted: bool) {
+        let mut wait = REDIAL_MIN;
+        loop {
+            if !doubted {
+                self.until_doubted().await;
+            }
+            if self.answers().await {
+                (doubted, wait) = (false, REDIAL_MIN);
+                self.node.clock.sleep(TRUSTED).await;
+                continue;
+            }
+            match Carriage::dial(&self.node, &self.relay).await {
+                Ok(carriage) => return *self.slot.lock() = Some(carriage),
+                Err(reason) => {
+                    tracing::debug!(relay = %self.relay, %reason, "the relay's TCP port: in vain");
+                    self.node.clock.sleep(wait).await;
+                    (doubted, wait) = (true, (wait * 2).min(REDIAL_MAX));
+                }
+            }
+        }
+    }
+
+    async fn until_doubted(&self) {
+        let received = || self.connection.stats().udp_rx.datagrams;
+        loop {
+            let before = received();
+            tokio::select! {
+                biased;
+                () = self.doubt.notified() => return,
+                () = self.node.clock.sleep(QUIET) => {
+                    if received() == before {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the relay answers over UDP.
+    async fn answers(&self) -> bool {
+        let before = self.leg.heard();
+        for _ in 0..ASKS {
+            self.tell();
+            self.node.clock.sleep(ANSWER_WITHIN).await;
+            if self.leg.heard() != before {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Returns once packets go over UDP again. True: because the stream is gone.
+    async fn stay_on_stream(&self, retry: &mut Duration) -> bool {
+        let Some(mut alive) = self.slot.lock().as_ref().map(Carriage::alive) else { return true };
+        let mut second = false;
+        loop {
+            let wait = if second { ANSWER_WITHIN } else { *retry };
+            tokio::select! {
+                biased;
+                nonce = self.leg.challenged_over_udp() => {
+                    self.return_to_udp(&nonce).await;
+                    return false;
+                }
+                // It never changes: this is its end.
+                _ = alive.changed() => {
+                    *self.slot.lock() = None;
+                    self.moved(false);
+                    return true;
+                }
+                () = self.node.clock.sleep(wait) => {}
+            }
+            let keepalive = self.leg.control_frame(FrameType::Keepalive, &KEEPALIVE);
+            self.node.socket.send_udp(self.relay.addr, &keepalive);
+            if second {
+                *retry = (*retry * 2).min(RETRY_MAX);
+            }
+            second = !second;
+        }
+    }
+
+    async fn return_to_udp(&self, nonce: &[u8]) {
+        let Some(carriage) = self.slot.lock().take() else { return };
+        tracing::debug!(relay = %self.relay, "UDP works: relay no longer reached over TCP");
+        carriage.stand_aside();
+        let echo = self.leg.control_frame(FrameType::ChallengeEcho, nonce);
+        self.node.socket.send_one(self.relay.addr, &echo);
+        self.moved(false);
+        // An echo that was lost is asked for again.
+        for _ in 0..TELLS {
+            self.node.clock.sleep(LINGER / TELLS).await;
+            self.tell();
+        }
+    }
+
+    /// Speaks to the relay the way that packets go now: it answers there.
+    fn tell(&self) {
+        let keepalive = self.leg.control_frame(FrameType::Keepalive, &KEEPALIVE);
+        self.node.socket.send_one(self.relay.addr, &keepalive);
+    }
+
+    /// Packets go another way: both ends of it, and whoever looks on, must learn that.
+    fn moved(&self, over_tcp: bool) {
+        self.over_tcp.send_replace(over_tcp);
+        self.tell();
+        // QUIC moves with its next packet.
+        let _ = self.connection.send_datagram(Bytes::new());
+        self.node.tables.carrier_changed(self.relay.addr, over_tcp);
+    }
+}
