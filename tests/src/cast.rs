@@ -125,6 +125,7 @@ impl Cast {
         RelayOptions {
             identity: who.identity.clone(),
             bind: loopback(),
+            tcp: None,
             threads: 0,
             price: self.price(RELAY_PRICE),
             rate_max: RELAY_RATE_MAX,

@@ -1,6 +1,7 @@
 //! From the command line to a running role.
 
 use std::io::Write;
+use std::num::NonZeroU16;
 use std::path::Path;
 use std::time::Duration;
 
@@ -114,6 +115,7 @@ fn merge_relay(config: &mut Config, args: &RelayArgs) {
     set(&mut config.relay.bind, &args.bind);
     set(&mut config.relay.price, &args.price);
     config.relay.public_addr = args.public_addr.or(config.relay.public_addr);
+    config.relay.tcp = args.tcp.or(config.relay.tcp);
     config.node.state_dir = args.state_dir.clone().or(config.node.state_dir.take());
 }
 
@@ -251,6 +253,7 @@ async fn run_relay(config: &Config, json: bool) -> Result<()> {
     let relay = start_relay(RelayOptions {
         identity: desk.identity,
         bind: config.relay.bind,
+        tcp: config.relay.tcp,
         threads: config.relay.threads,
         price: config.relay.price,
         rate_max: config.relay.rate_max.0,
@@ -264,7 +267,8 @@ async fn run_relay(config: &Config, json: bool) -> Result<()> {
     .await?;
     let local = relay.local_addr();
     let addr = config.relay.public_addr.unwrap_or_else(|| public_guess(local));
-    let address = RelayAddr::new(relay.peer(), addr).to_string();
+    let tcp = relay.tcp_addr().and_then(|at| NonZeroU16::new(at.port()));
+    let address = RelayAddr::new(relay.peer(), addr).with_tcp(tcp).to_string();
     report.tell(&Report::RelayReady { address });
     let why = wait_for_stop().await;
     report.tell(&Report::Stopping { why });

@@ -79,6 +79,10 @@ pub struct RelayArgs {
     /// Address that is told to others, if it differs from `--bind`.
     #[arg(long, value_name = "IP:PORT")]
     pub public_addr: Option<SocketAddr>,
+    /// Address and TCP port to listen on for those whose network blocks UDP, such as 0.0.0.0:443
+    /// [default: none].
+    #[arg(long, value_name = "IP:PORT")]
+    pub tcp: Option<SocketAddr>,
     /// Price per GiB in token base units [default: 0, free].
     #[arg(long, value_name = "N")]
     pub price: Option<u128>,

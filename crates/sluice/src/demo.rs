@@ -235,6 +235,7 @@ impl Cast {
         start_relay(RelayOptions {
             identity: self.relay.identity.clone(),
             bind: any_port(),
+            tcp: None,
             threads: 0,
             price: RELAY_PRICE,
             rate_max: RATE_MAX,

@@ -83,12 +83,13 @@ direct = "never"
 threads = 2
 [provide]
 expose = ["web=tcp:127.0.0.1:8080", "db=tcp:[::1]:5432"]
-relays = ["{peer}@192.0.2.1:4433"]
+relays = ["{peer}@192.0.2.1:4433+tcp"]
 price_down = "1_000_000_000_000_000_000_000"
 rate_max = "10 Gbit/s"
 starter_bytes = 4096
 idle_timeout = "90 s"
 [relay]
+tcp = "0.0.0.0:443"
 price = 5
 starter_total = "1.5 GiB"
 allow = ["{peer}"]
@@ -107,11 +108,13 @@ signer = "/k"
     .expect("is valid");
     assert_eq!(config.node.direct, DirectPolicy::Never);
     assert_eq!(config.provide.expose[1].targets, ["[::1]:5432".parse().expect("a socket")]);
-    assert_eq!(config.provide.relays[0].to_string(), format!("{peer}@192.0.2.1:4433"));
+    assert_eq!(config.provide.relays[0].to_string(), format!("{peer}@192.0.2.1:4433+tcp:443"));
     assert_eq!(config.provide.price_down, 10_u128.pow(21));
     assert_eq!(config.provide.rate_max, BitRate(10_000_000_000));
     assert_eq!(config.provide.starter_bytes, ByteSize(4096));
     assert_eq!(config.provide.idle_timeout, Duration::from_secs(90));
+    assert_eq!(config.relay.tcp, Some("0.0.0.0:443".parse().expect("a socket")));
+    assert_eq!(Config::default().relay.tcp, None);
     assert_eq!(config.relay.starter_total, ByteSize(3 << 29));
     assert_eq!(config.relay.allow.as_deref().map(<[_]>::len), Some(1));
     assert_eq!(config.connect.map[0].to_string(), "127.0.0.1:9000=web");

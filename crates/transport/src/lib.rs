@@ -25,6 +25,10 @@
 //! A tenant's [`Node::connect`] knocks through it: a Noise IK message that only the provider can
 //! read; its keys seal the probes afterwards.
 //!
+//! Where UDP does not reach a relay, a stream of TLS over TCP carries the same packets. The data
+//! socket looks up, for each batch, whether a stream leads to the relay; what comes over it is sorted
+//! as if it had come from the relay's address. Sessions, keys and flows do not notice.
+//!
 //! Before an address is proven the socket drops QUIC from it: only relays that this node dialled,
 //! addresses that completed a sealed probe, and tagged frames of known flows are heard.
 

@@ -140,6 +140,8 @@ pub struct RelaySection {
     pub bind: SocketAddr,
     /// How others reach it, when that is not where it listens.
     pub public_addr: Option<SocketAddr>,
+    /// Where it listens on TCP for those whose network blocks UDP; `None`: nowhere.
+    pub tcp: Option<SocketAddr>,
     /// Token base units per GiB, each way; 0 is free.
     pub price: u128,
     /// Bytes that a new holder may pass before its first voucher is due; 0 turns it off.
@@ -165,6 +167,7 @@ impl Default for RelaySection {
         Self {
             bind: (Ipv4Addr::UNSPECIFIED, RELAY_PORT).into(),
             public_addr: None,
+            tcp: None,
             price: 0,
             starter_bytes: ByteSize(256 << 20),
             starter_total: ByteSize(16 << 30),
@@ -183,6 +186,7 @@ impl RelaySection {
         let mut it = Self::default();
         section.set("bind", &mut it.bind, text(socket));
         section.maybe("public_addr", &mut it.public_addr, text(public));
+        section.maybe("tcp", &mut it.tcp, text(socket));
         section.set("price", &mut it.price, number(0, u128::MAX));
         section.set("starter_bytes", &mut it.starter_bytes, quantity(str::parse::<ByteSize>));
         section.set("starter_total", &mut it.starter_total, quantity(str::parse::<ByteSize>));

@@ -17,6 +17,8 @@ pub struct RelayOptions {
     pub identity: Identity,
     /// Where it listens.
     pub bind: SocketAddr,
+    /// Where it listens on TCP, if it does.
+    pub tcp: Option<SocketAddr>,
     /// Forwarding threads; 0: one per core.
     pub threads: usize,
     /// What holders pay per GiB, each way.
@@ -45,6 +47,7 @@ pub async fn start_relay(options: RelayOptions) -> Result<Relay> {
     let mut config = RelayConfig::new(options.identity.node.clone(), options.bind);
     let (half, _) = options.identity.reset.split_at(32);
     config.reset_key = half.try_into().expect("32 of 64 bytes");
+    config.tcp = options.tcp;
     config.threads = options.threads;
     config.price = Price { up: options.price, down: options.price };
     config.rate_max = options.rate_max;

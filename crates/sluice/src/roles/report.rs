@@ -145,7 +145,9 @@ impl Report {
             Self::Session { peer } => format!("Session with {peer}"),
             Self::SessionEnded { peer, reason } => format!("Session with {peer} ended: {reason}"),
             Self::Path { peer, path } => {
-                format!("Path to {peer}: {} via {} ({})", path.kind, path.remote, path.reason)
+                let tcp = if path.over_tcp { " over TCP" } else { "" };
+                let PathInfo { kind, remote, reason, .. } = path;
+                format!("Path to {peer}: {kind}{tcp} via {remote} ({reason})")
             }
             Self::Link { relay, state } => format!("Relay {relay}: {state}"),
             Self::Lie { peer, what } => format!("{peer} lied, and nothing was paid: {what}"),
@@ -172,7 +174,7 @@ impl Report {
             }
             Self::Path { peer, path } => json!({
                 "event": "path", "peer": peer.to_string(), "kind": path.kind.to_string(),
-                "remote": path.remote.to_string(), "reason": path.reason.to_string(),
+                "remote": path.remote.to_string(), "over_tcp": path.over_tcp, "reason": path.reason.to_string(),
             }),
             Self::Link { relay, state } => json!({"event": "link", "relay": relay, "state": state}),
             Self::Lie { peer, what } => {

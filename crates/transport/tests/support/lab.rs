@@ -70,7 +70,8 @@ pub(crate) async fn start_relay() -> Relay {
 }
 
 pub(crate) async fn start_relay_at(keypair: Keypair, bind: SocketAddr) -> Relay {
-    let mut config = RelayConfig { threads: 1, ..RelayConfig::new(keypair, bind) };
+    let tcp = Some(loopback());
+    let mut config = RelayConfig { threads: 1, tcp, ..RelayConfig::new(keypair, bind) };
     config.limits.openings_per_leg_per_s = 100_000;
     config.limits.openings_per_prefix_per_s = 100_000;
     config.limits.messages_per_s = 100_000;
