@@ -299,6 +299,8 @@ impl Provide {
         }
         // Their flows end, and the relays claim what is left.
         self.settle_relays().await;
+        // Nobody need hear that they are not connected any more.
+        self.asks.clear();
         self.node.shutdown().await;
         self.tasks.shutdown().await;
     }
