@@ -44,7 +44,7 @@ max_price_down = 2_147_483_648
 pub struct RelayRole {
     /// The process.
     pub process: Process,
-    /// `<peer id>@<ip>:<port>`.
+    /// `<peer id>@<ip>:<port>`, with `+tcp:<port>` if it listens on TCP too.
     pub address: String,
 }
 
@@ -55,7 +55,15 @@ impl RelayRole {
     /// When the address is not one.
     pub fn socket(&self) -> Result<SocketAddr> {
         let (_, socket) = self.address.split_once('@').context("no address")?;
-        Ok(socket.parse()?)
+        Ok(socket.split('+').next().unwrap_or_default().parse()?)
+    }
+
+    /// The same relay for those who cannot reach it over UDP: `nowhere` stands in its socket's place.
+    ///
+    /// # Errors
+    /// When the address is not one.
+    pub fn without_udp(&self, nowhere: SocketAddr) -> Result<String> {
+        Ok(self.address.replace(&self.socket()?.to_string(), &nowhere.to_string()))
     }
 }
 
@@ -179,7 +187,15 @@ impl Lab {
     /// # Errors
     /// When it is not ready in time.
     pub fn relay_at(&self, bind: SocketAddr) -> Result<RelayRole> {
-        let process = self.run("relay", &["relay", "--bind", &bind.to_string()])?;
+        self.relay_with(&["--bind", &bind.to_string()])
+    }
+
+    /// Starts a relay with these arguments.
+    ///
+    /// # Errors
+    /// When it is not ready in time.
+    pub fn relay_with(&self, args: &[&str]) -> Result<RelayRole> {
+        let process = self.run("relay", &[&["relay"], args].concat())?;
         let ready = process.event(0, "ready")?;
         let address = ready["address"].as_str().context("no address")?.to_owned();
         Ok(RelayRole { process, address })
@@ -195,8 +211,21 @@ impl Lab {
         services: &[(&str, SocketAddr)],
         direct: &str,
     ) -> Result<Provider> {
+        self.provide_at(&relay.address, services, direct)
+    }
+
+    /// Starts a provider of these services, at a relay of this address.
+    ///
+    /// # Errors
+    /// When it is not ready in time.
+    pub fn provide_at(
+        &self,
+        relay: &str,
+        services: &[(&str, SocketAddr)],
+        direct: &str,
+    ) -> Result<Provider> {
         let exposed: Vec<_> = services.iter().map(|(n, a)| format!("{n}=tcp:{a}")).collect();
-        let mut args = vec!["provide", "--relay", &relay.address, "--direct", direct];
+        let mut args = vec!["provide", "--relay", relay, "--direct", direct];
         args.extend(exposed.iter().flat_map(|e| ["--expose", e.as_str()]));
         let process = self.run("provide", &args)?;
         let ready = process.event(0, "ready")?;

@@ -320,7 +320,7 @@ async fn run(mut task: Task) {
             }
             Err(reason) => reason,
         };
-        task.leave_stream().await;
+        task.leave_stream();
         task.opening.clear();
         task.answers.clear();
         tracing::debug!(relay = %task.relay, %reason, "relay link down");
@@ -426,11 +426,15 @@ impl Task {
     }
 
     /// Lets go of the stream, once what was said last is on its way.
-    async fn leave_stream(&mut self) {
+    fn leave_stream(&mut self) {
         let carriage = self.slot.lock().take();
         self.streamed = carriage.is_some();
-        if carriage.is_some() && self.link.strong_count() == 0 {
-            self.node.clock.sleep(LAST_WORDS).await;
+        if let Some(carriage) = carriage {
+            let clock = self.node.clock.clone();
+            tokio::spawn(async move {
+                clock.sleep(LAST_WORDS).await;
+                drop(carriage);
+            });
         }
     }
 

@@ -123,11 +123,7 @@ impl Listener {
         }
         let tls = StreamAcceptor::new(&config.keypair)
             .map_err(|e| RelayError::Certificate(e.to_string()))?;
-        let tcp = listen(address).map_err(|e| match e.kind() {
-            io::ErrorKind::AddrInUse => RelayError::TcpPortInUse(address),
-            io::ErrorKind::PermissionDenied => RelayError::TcpPermission(address),
-            _ => RelayError::Tcp(address, e),
-        })?;
+        let tcp = listen(address).map_err(|e| bind_error(address, e))?;
         let address = tcp.local_addr().map_err(|e| RelayError::Tcp(address, e))?;
         Ok(Self { tcp, address, tls })
     }
@@ -175,6 +171,16 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
+}
+
+fn bind_error(address: SocketAddr, error: io::Error) -> RelayError {
+    if error.kind() == io::ErrorKind::AddrInUse {
+        RelayError::TcpPortInUse(address)
+    } else if error.kind() == io::ErrorKind::PermissionDenied {
+        RelayError::TcpPermission(address)
+    } else {
+        RelayError::Tcp(address, error)
+    }
 }
 
 /// One connection, from its handshake to its end.

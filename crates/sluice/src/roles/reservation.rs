@@ -77,6 +77,7 @@ pub(crate) async fn hold(
         waiting: None,
         reserved,
     };
+    let mut over_tcp = task.link.over_tcp();
     loop {
         let clock = task.holder.clock.clone();
         let next = task.meter.as_ref().and_then(HolderMeter::poll_timeout);
@@ -102,6 +103,11 @@ pub(crate) async fn hold(
                 Some(Ask::Settle(reply)) => task.settle(reply).await,
                 None => break,
             },
+            Ok(()) = over_tcp.changed() => task.tell(if *over_tcp.borrow_and_update() {
+                "reached over TCP: UDP does not work"
+            } else {
+                "reached over UDP again"
+            }),
             () = clock.sleep_until(until) => task.change(|meter, now| meter.handle_timeout(now)),
         }
     }

@@ -28,13 +28,14 @@ const ASKS: u32 = 3;
 const ANSWER_WITHIN: Duration = Duration::from_millis(350);
 /// A relay that answered is not doubted again before.
 const TRUSTED: Duration = Duration::from_secs(1);
-/// Waits between dials that fail: the first, and the longest; each doubles the last.
+/// Waits between dials that fail, or whose stream is soon lost: the first after one that was not,
+/// and the longest; each doubles the last.
 const REDIAL_MIN: Duration = Duration::from_secs(1);
 const REDIAL_MAX: Duration = Duration::from_secs(30);
 /// Waits between tries of UDP: the first, and the longest; each doubles the last.
 const RETRY_MIN: Duration = Duration::from_secs(2);
 const RETRY_MAX: Duration = Duration::from_secs(60);
-/// UDP that fails sooner than this after it was found to work is tried again less eagerly.
+/// What fails sooner than this after it was found to work is tried again less eagerly.
 const STEADY: Duration = Duration::from_secs(60);
 /// A stream that was left stands so long, for what is on its way over it; meanwhile the relay is
 /// told so many times where to answer.
@@ -66,39 +67,44 @@ impl Keeper {
         if self.relay.tcp.is_none() {
             return std::future::pending().await;
         }
-        let (mut retry, mut lost) = (RETRY_MIN, false);
+        let clock = &self.node.clock;
+        let (mut retry, mut redial, mut lost) = (RETRY_MIN, Duration::ZERO, false);
         loop {
             if self.slot.lock().is_none() {
-                let began = self.node.clock.now();
-                self.stay_on_udp(lost).await;
-                if self.node.clock.now() > began + STEADY {
+                let began = clock.now();
+                self.stay_on_udp(lost, &mut redial).await;
+                if clock.now() > began + STEADY {
                     retry = RETRY_MIN;
                 }
                 tracing::debug!(relay = %self.relay, "UDP is silent: relay reached over TCP");
                 self.moved(true);
             }
+            let began = clock.now();
             lost = self.stay_on_stream(&mut retry).await;
+            if !lost || clock.now() > began + STEADY {
+                redial = Duration::ZERO;
+            }
         }
     }
 
     /// Returns once UDP failed and a stream stands. `doubted`: there is reason for doubt already.
-    async fn stay_on_udp(&self, mut doubted: bool) {
-        let mut wait = REDIAL_MIN;
+    async fn stay_on_udp(&self, mut doubted: bool, redial: &mut Duration) {
         loop {
             if !doubted {
                 self.until_doubted().await;
             }
             if self.answers().await {
-                (doubted, wait) = (false, REDIAL_MIN);
+                (doubted, *redial) = (false, Duration::ZERO);
                 self.node.clock.sleep(TRUSTED).await;
                 continue;
             }
+            self.node.clock.sleep(*redial).await;
+            *redial = (*redial * 2).clamp(REDIAL_MIN, REDIAL_MAX);
             match Carriage::dial(&self.node, &self.relay).await {
                 Ok(carriage) => return *self.slot.lock() = Some(carriage),
                 Err(reason) => {
                     tracing::debug!(relay = %self.relay, %reason, "the relay's TCP port: in vain");
-                    self.node.clock.sleep(wait).await;
-                    (doubted, wait) = (true, (wait * 2).min(REDIAL_MAX));
+                    doubted = true;
                 }
             }
         }

@@ -7,12 +7,13 @@
 )]
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use sluice_proto::ALPN_STREAM;
 use sluice_relay::Relay;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, WriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -62,23 +63,26 @@ async fn carry(udp: Arc<UdpSocket>, relay: Arc<Relay>) {
     let mut buffer = [0; 65_536];
     loop {
         let Ok((len, from)) = udp.recv_from(&mut buffer).await else { continue };
-        if !streams.contains_key(&from) {
-            let (mut read, write) = tokio::io::split(dial(&relay, ALPN_STREAM).await.unwrap());
-            streams.insert(from, write);
-            let udp = udp.clone();
-            returning.spawn(async move {
-                let mut packet = [0; 2048];
-                while let Ok(len) = read.read_u16().await {
-                    let packet = &mut packet[..usize::from(len)];
-                    if read.read_exact(packet).await.is_err() {
-                        break;
-                    }
-                    let _ = udp.send_to(packet, from).await;
-                }
-            });
-        }
-        let stream = streams.get_mut(&from).unwrap();
+        let stream = match streams.entry(from) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(vacant) => {
+                let (read, write) = tokio::io::split(dial(&relay, ALPN_STREAM).await.unwrap());
+                returning.spawn(bring_back(read, udp.clone(), from));
+                vacant.insert(write)
+            }
+        };
         let _ = stream.write_all(&on_stream(&buffer[..len])).await;
         let _ = stream.flush().await;
+    }
+}
+
+async fn bring_back(mut read: ReadHalf<TlsStream<TcpStream>>, udp: Arc<UdpSocket>, to: SocketAddr) {
+    let mut packet = [0; 2048];
+    while let Ok(len) = read.read_u16().await {
+        let packet = &mut packet[..usize::from(len)];
+        if read.read_exact(packet).await.is_err() {
+            break;
+        }
+        let _ = udp.send_to(packet, to).await;
     }
 }
