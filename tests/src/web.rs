@@ -148,19 +148,27 @@ pub struct Python {
 }
 
 impl Python {
-    /// Starts it on a port of its own.
+    /// Starts it on a port of its own of the loopback interface.
     ///
     /// # Errors
     /// When there is no Python, or it does not say where it listens.
     pub fn serve(folder: &Path) -> Result<Self> {
+        Self::serve_at(folder, Ipv4Addr::LOCALHOST)
+    }
+
+    /// Starts it on a port of its own of this address.
+    ///
+    /// # Errors
+    /// When there is no Python, or it does not say where it listens.
+    pub fn serve_at(folder: &Path, addr: Ipv4Addr) -> Result<Self> {
         let process = Process::start("python3 -m http.server", Path::new("python3"), |command| {
-            command.args(["-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]);
+            command.args(["-u", "-m", "http.server", "0", "--bind", &addr.to_string()]);
             command.current_dir(folder);
         })?;
         let line = process.line("Serving HTTP on")?;
         let mut words = line.split_whitespace();
         let port = words.by_ref().skip_while(|w| *w != "port").nth(1).context("no port")?;
-        Ok(Self { addr: (Ipv4Addr::LOCALHOST, port.parse()?).into(), _process: process })
+        Ok(Self { addr: (addr, port.parse()?).into(), _process: process })
     }
 
     /// Where it listens.

@@ -1,19 +1,22 @@
 //! A provider and a tenant, each at home, and what they reach one another through.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::{Curl, Downloaded, Lab, Process, Python, content, sha256_of};
 
-use crate::{Access, Home, Host, Internet, Link};
+use crate::{Access, Home, Host, Internet, Link, Namespace};
 
 /// The download: 50 MB.
 const LEN: usize = 50_000_000;
 /// Its content.
 const SEED: u64 = 11;
+/// The last bytes of the addresses of the machines at home.
+const PROVIDER: u8 = 10;
+const TENANT: u8 = 20;
 /// Relays listen here.
 const PORT: u16 = 4433;
 /// Every role's configuration: nothing is charged.
@@ -83,9 +86,12 @@ impl Cell {
         let mut internet = if lossy { Internet::lossy(SEED)? } else { Internet::new(SEED)? };
         let hosts = (0..relays).map(|n| internet.host(&format!("relay {n}"), Link::DATA_CENTRE));
         let hosts = hosts.collect::<Result<Vec<_>>>()?;
-        let provider_home = internet.home("provider", provider.0, provider.1)?;
-        let tenant_home = internet.home("tenant", tenant.0, tenant.1)?;
+        let provider_home = internet.home("provider", provider.0, provider.1, PROVIDER)?;
+        let tenant_home = internet.home("tenant", tenant.0, tenant.1, TENANT)?;
         internet.measure()?;
+        for host in &hosts {
+            count_frames(host, &provider_home, &tenant_home)?;
+        }
         let lab = Arc::new(Lab::free()?);
         lab.write("sluice.toml", CONFIG)?;
         let folder = lab.path().join("web");
@@ -105,6 +111,19 @@ impl Cell {
             hosts,
             internet,
         })
+    }
+
+    /// Serves the file from a neighbour of the provider's machine instead, 192.168.1.`number`; its
+    /// network, and its port.
+    ///
+    /// # Errors
+    /// When there is no LAN, or no Python.
+    pub fn serve_from(&mut self, number: u8) -> Result<(Arc<Namespace>, u16)> {
+        let neighbour = self.provider_home.neighbour(number)?;
+        let folder = self.lab.path().join("web");
+        let addr = Ipv4Addr::new(192, 168, 1, number);
+        self.web = neighbour.call(move || Python::serve_at(&folder, addr))?;
+        Ok((neighbour, self.web.addr().port()))
     }
 
     /// Starts relays, provider and tenant; the tenant's local port of the web server.
@@ -177,6 +196,15 @@ impl Cell {
         Ok(port.parse()?)
     }
 
+    /// Stops tenant and provider in order.
+    ///
+    /// # Errors
+    /// When one of them does not end well.
+    pub fn stop(&mut self) -> Result<()> {
+        let roles = [self.tenant.as_mut(), self.provider.as_mut()];
+        roles.into_iter().flatten().try_for_each(Process::stop)
+    }
+
     /// The tenant.
     ///
     /// # Panics
@@ -210,6 +238,28 @@ impl Cell {
             self.path().filter(|path| path["kind"] == kind.name()).map(drop)
         })
         .with_context(|| self.story())
+    }
+
+    /// The relay that carries the session, if one does.
+    #[must_use]
+    pub fn carrying(&self) -> Option<usize> {
+        let remote = self.path()?["remote"].as_str()?.to_owned();
+        self.hosts.iter().position(|host| remote == host.at(PORT).to_string())
+    }
+
+    /// Frames that this relay sent to the provider and to the tenant since it was started.
+    ///
+    /// # Errors
+    /// When they cannot be counted.
+    pub fn frames_sent(&self, number: usize) -> Result<[u64; 2]> {
+        let counters = self.hosts[number].namespace.run("nft --json list counters")?;
+        let counters: Value = serde_json::from_str(&counters)?;
+        let all = counters["nftables"].as_array().context("no counters")?;
+        let count = |name: &str| {
+            let counter = all.iter().find(|c| c["counter"]["name"] == name);
+            counter.and_then(|c| c["counter"]["packets"].as_u64()).context("no such counter")
+        };
+        Ok([count("to_provider")?, count("to_tenant")?])
     }
 
     /// Starts the download in the tenant's home.
@@ -252,6 +302,22 @@ impl Cell {
         let roles = self.relays.iter().chain([&self.provider, &self.tenant]);
         roles.flatten().map(Process::story).collect()
     }
+}
+
+/// Counts a relay's frames to both homes: UDP payload whose first byte is 0x80 to 0xBF.
+fn count_frames(relay: &Host, provider: &Home, tenant: &Home) -> Result<()> {
+    let (provider, tenant) = (provider.public, tenant.public);
+    relay.namespace.nft(&format!(
+        "table ip frames {{
+counter to_provider {{ }}
+counter to_tenant {{ }}
+chain out {{
+    type filter hook output priority filter;
+    udp sport {PORT} @th,64,2 2 ip daddr {provider} counter name to_provider
+    udp sport {PORT} @th,64,2 2 ip daddr {tenant} counter name to_tenant
+}}
+}}"
+    ))
 }
 
 fn text(event: &Value, key: &str) -> Result<String> {

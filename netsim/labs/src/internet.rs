@@ -11,8 +11,6 @@ use crate::{Access, Conditioner, Link, Namespace, Tally};
 const QUEUE_MS: u32 = 100;
 /// Bytes that a limited link passes at once.
 const BURST: u32 = 32 * 1024;
-/// The last byte of a home machine's address.
-const HOST: u8 = 10;
 
 /// The way from the backbone to somebody.
 #[derive(Debug)]
@@ -113,30 +111,23 @@ impl Internet {
         Ok(Host { namespace, addr })
     }
 
-    /// A home, whose machine is 192.168.1.10 if it has no public address.
+    /// A home, whose machine is 192.168.1.`number` if it has no public address.
     ///
     /// # Errors
     /// When something of the kernel is missing.
-    pub fn home(&mut self, name: &str, access: Access, link: Link) -> Result<Home> {
-        self.home_at(name, access, link, HOST)
-    }
-
-    /// A home whose machine is 192.168.1.`number`.
-    ///
-    /// # Errors
-    /// When something of the kernel is missing.
-    pub fn home_at(&mut self, name: &str, access: Access, link: Link, number: u8) -> Result<Home> {
+    pub fn home(&mut self, name: &str, access: Access, link: Link, number: u8) -> Result<Home> {
         if access == Access::Public {
             let Host { namespace, addr } = self.host(name, link)?;
             return Ok(Home { host: namespace, addr, router: None, public: addr });
         }
         let router = Arc::new(Namespace::new(format!("{name}'s router"))?);
         router.forward()?;
-        let public = match access {
-            Access::Cgnat => self.carrier(name, &router, link)?,
-            _ => self.leg(&router, link)?,
+        let (public, wan) = if access == Access::Cgnat {
+            (self.carrier(name, &router, link)?, BEHIND_CARRIER)
+        } else {
+            let public = self.leg(&router, link)?;
+            (public, public)
         };
-        let wan = if access == Access::Cgnat { BEHIND_CARRIER } else { public };
         router.nft(&access.rules(wan))?;
         router.ip(
             "link add name lan type bridge\naddr add 192.168.1.1/24 dev lan\nlink set lan up",

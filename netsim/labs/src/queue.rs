@@ -79,8 +79,7 @@ impl Queue {
         bind(&socket, &netlink::SocketAddrNetlink::new(0, 0))?;
         sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER)?;
         let mut queue = Self { socket, number, buffer: vec![0; 1 << 17], verdicts: Vec::new() };
-        let family = u16::try_from(AddressFamily::INET.as_raw()).expect("a small number");
-        let [high, low] = family.to_be_bytes();
+        let [high, low] = AddressFamily::INET.as_raw().to_be_bytes();
         queue.configure(&[(CONFIG_COMMAND, &[BIND, 0, high, low])]).context("no NFQUEUE")?;
         let flags = if splits { 0 } else { WHOLE_BATCHES };
         queue.configure(&[

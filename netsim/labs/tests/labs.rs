@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use netsim_labs::{Access, Cell, Host, Internet, Link, NEEDED, PathKind};
+use netsim_labs::{Access, Cell, Frame, Frames, Host, Internet, Link, NEEDED, PathKind};
 use tests::{has, skip};
 
 /// What a direct download may cost the relays: keepalives and echoes.
@@ -36,9 +36,9 @@ fn links_are_as_asked() -> Result<()> {
     internet.host("reference", Link::DATA_CENTRE)?;
     internet.host("fibre", Link::FIBRE)?;
     let cable = Link { up: 17_000_000, down: 300_000_000, ..Link::FIBRE };
-    internet.home("cable", Access::PortRestricted, cable)?;
+    internet.home("cable", Access::PortRestricted, cable, 10)?;
     let jittery = Link { jitter: Duration::from_millis(6), loss: 0.02, ..Link::DATA_CENTRE };
-    internet.home("radio", Access::Cgnat, jittery)?;
+    internet.home("radio", Access::Cgnat, jittery, 10)?;
     internet.measure()
 }
 
@@ -46,7 +46,7 @@ fn links_are_as_asked() -> Result<()> {
 fn refuses(change: impl FnOnce(&Internet) -> Result<()>, words: &str) -> Result<()> {
     let mut internet = Internet::new(1)?;
     internet.host("reference", Link::DATA_CENTRE)?;
-    internet.home("home", Access::PortRestricted, Link::FIBRE)?;
+    internet.home("home", Access::PortRestricted, Link::FIBRE, 10)?;
     internet.measure().context("as asked")?;
     change(&internet)?;
     let refused = format!("{:#}", internet.measure().err().context("it went on")?);
@@ -90,7 +90,7 @@ fn look(access: Access) -> Result<Option<Seen>> {
     let mut internet = Internet::new(1)?;
     let one = internet.host("one", Link::DATA_CENTRE)?;
     let other = internet.host("other", Link::DATA_CENTRE)?;
-    let home = internet.home("home", access, Link::FIBRE)?;
+    let home = internet.home("home", access, Link::FIBRE, 10)?;
     let bind = |host: &Host, port| -> Result<_> {
         let socket = host.namespace.udp(host.addr, port)?;
         socket.set_read_timeout(Some(Duration::from_millis(500)))?;
@@ -205,4 +205,92 @@ cells! {
     cgnat_to_port_restricted: Cgnat, PortRestricted => Direct;
     cgnat_to_cgnat: Cgnat, Cgnat => Direct;
     symmetric_to_symmetric: Symmetric, Symmetric => Relayed;
+}
+
+/// A session over relays alone, slow enough for a few kills in mid-download.
+const SLOW: Link = Link { up: 20_000_000, down: 20_000_000, ..Link::FIBRE };
+/// Frames to each home after which a relay surely carries echoes from end to end, or packets.
+const WARM: u64 = 4;
+
+#[test]
+#[ignore = "a lab: cargo labs"]
+fn one_download_survives_three_relay_kills() -> Result<()> {
+    if !can_run()? {
+        return Ok(());
+    }
+    let home = (Access::PortRestricted, SLOW);
+    let mut cell = Cell::build(2, home, home)?;
+    let web = cell.start("never")?;
+    let mut download = cell.download(web)?;
+    for kill in 1..=3 {
+        download.wait_for_bytes(kill * cell.len() / 5).with_context(|| cell.story())?;
+        let carrying = cell.carrying().context("no relay carries the session")?;
+        let other = 1 - carrying;
+        tests::until("the other relay is ready", || {
+            let sent = cell.frames_sent(other).ok()?;
+            sent.iter().all(|count| *count >= WARM).then_some(())
+        })
+        .with_context(|| cell.story())?;
+        cell.kill_relay(carrying)?;
+        tests::until("the other relay carries the session", || {
+            (cell.carrying() == Some(other)).then_some(())
+        })
+        .with_context(|| cell.story())?;
+        cell.start_relay(carrying)?;
+    }
+    cell.finish(download)
+}
+
+/// The provider's machine, the one whose service it declares, and one that has nothing to do with
+/// it. The tenant's machine has the last one's address, in its own home.
+const PROVIDER: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 10);
+const PRINTER: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 20);
+const STORAGE: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 30);
+
+#[test]
+#[ignore = "a lab: cargo labs"]
+fn a_household_sees_nothing_but_the_declared_service() -> Result<()> {
+    if !can_run()? {
+        return Ok(());
+    }
+    let home = (Access::PortRestricted, Link::FIBRE);
+    let mut cell = Cell::build(1, home, home)?;
+    ensure!(cell.tenant_home.addr == PRINTER, "the tenant's machine has another address");
+    let (storage, port) = cell.serve_from(STORAGE.octets()[3])?;
+    let printer = cell.provider_home.neighbour(PRINTER.octets()[3])?;
+    let (at_storage, at_printer) = (Frames::start(&storage)?, Frames::start(&printer)?);
+    let web = cell.start("always")?;
+    cell.wait_for_path(PathKind::Direct)?;
+    cell.finish(cell.download(web)?)?;
+    cell.stop()?;
+    let (at_storage, at_printer) = (at_storage.stop(), at_printer.stop());
+    let served = at_storage.iter().filter(|frame| is_service(frame, port)).count();
+    ensure!(served > 1000, "the capture saw {served} packets of the declared service");
+    for frame in at_storage.iter().filter(|frame| !is_service(frame, port)) {
+        ensure!(is_question_about(frame, &[STORAGE, PROVIDER, ROUTER]), "to storage: {frame:?}");
+    }
+    for frame in at_printer {
+        ensure!(is_question_about(&frame, &[STORAGE, PROVIDER, ROUTER]), "to printer: {frame:?}");
+    }
+    Ok(())
+}
+
+const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 1);
+const TCP: u8 = 6;
+
+fn is_service(frame: &Frame, port: u16) -> bool {
+    match *frame {
+        Frame::Ip { from: PROVIDER, to: STORAGE, protocol: TCP, ports: Some((_, to)) } => {
+            to == port
+        }
+        Frame::Ip { from: STORAGE, to: PROVIDER, protocol: TCP, ports: Some((at, _)) } => {
+            at == port
+        }
+        _ => false,
+    }
+}
+
+/// Who asks for addresses asks the whole LAN.
+fn is_question_about(frame: &Frame, whom: &[Ipv4Addr]) -> bool {
+    matches!(frame, Frame::Arp { about, .. } if whom.contains(about))
 }
