@@ -10,6 +10,7 @@
 //! - [`Link`]: what a leg does to packets: rate by tbf; delay, jitter and loss by [`Conditioner`].
 //! - [`Home`]: somebody's access to it, with a LAN behind a router, or two routers in a row.
 //! - [`Upnp`]: a real miniupnpd on a home's router.
+//! - [`Upnp`]: a real miniupnpd on a home's router.
 //! - [`Cell`]: a provider and a tenant in their homes, relays, and a download between them.
 //! - [`Frames`]: what somebody sees on a wire of the lab.
 //!
@@ -40,6 +41,7 @@ mod link;
 mod measure;
 mod namespace;
 mod queue;
+mod upnp;
 
 pub use access::Access;
 pub use cell::{Cell, PathKind};
@@ -48,6 +50,8 @@ pub use frames::{Frame, Frames};
 pub use internet::{Home, Host, Internet};
 pub use link::Link;
 pub use namespace::Namespace;
+pub use upnp::{Protocol, Upnp};
 
 /// The programs that labs use.
-pub const NEEDED: [&str; 7] = ["ip", "tc", "nft", "iptables-nft", "curl", "python3", "setpriv"];
+pub const NEEDED: [&str; 8] =
+    ["ip", "tc", "nft", "iptables-nft", "curl", "python3", "setpriv", "miniupnpd"];

@@ -4,7 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use netsim_labs::{Access, Cell, Frame, Frames, Host, Internet, Link, NEEDED, PathKind};
+use netsim_labs::{
+    Access, Cell, Frame, Frames, Host, Internet, Link, NEEDED, PathKind, Protocol, Upnp,
+};
 use tests::{has, skip};
 
 /// What a direct download may cost the relays: keepalives and echoes.
@@ -241,11 +243,15 @@ fn one_download_survives_three_relay_kills() -> Result<()> {
     cell.finish(download)
 }
 
-/// The provider's machine, the one whose service it declares, and one that has nothing to do with
-/// it. The tenant's machine has the last one's address, in its own home.
+/// The provider's machine, and the one whose service it declares.
 const PROVIDER: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 10);
-const PRINTER: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 20);
 const STORAGE: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 30);
+/// A machine that has nothing to do with it, and one that has not either, but has the address that
+/// the tenant's machine has in the tenant's own home.
+const PRINTER: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 40);
+const NAMESAKE: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 20);
+/// Probes that a peer which names an address can make a provider send there in half a minute.
+const PROBES_MAX: usize = 26;
 
 #[test]
 #[ignore = "a lab: cargo labs"]
@@ -255,28 +261,34 @@ fn a_household_sees_nothing_but_the_declared_service() -> Result<()> {
     }
     let home = (Access::PortRestricted, Link::FIBRE);
     let mut cell = Cell::build(1, home, home)?;
-    ensure!(cell.tenant_home.addr == PRINTER, "the tenant's machine has another address");
+    ensure!(cell.tenant_home.addr == NAMESAKE, "the tenant's machine has another address");
     let (storage, port) = cell.serve_from(STORAGE.octets()[3])?;
     let printer = cell.provider_home.neighbour(PRINTER.octets()[3])?;
-    let (at_storage, at_printer) = (Frames::start(&storage)?, Frames::start(&printer)?);
+    let namesake = cell.provider_home.neighbour(NAMESAKE.octets()[3])?;
+    let watched = [&storage, &printer, &namesake].map(|machine| Frames::start(machine));
     let web = cell.start("always")?;
     cell.wait_for_path(PathKind::Direct)?;
     cell.finish(cell.download(web)?)?;
     cell.stop()?;
-    let (at_storage, at_printer) = (at_storage.stop(), at_printer.stop());
-    let served = at_storage.iter().filter(|frame| is_service(frame, port)).count();
-    ensure!(served > 1000, "the capture saw {served} packets of the declared service");
-    for frame in at_storage.iter().filter(|frame| !is_service(frame, port)) {
-        ensure!(is_question_about(frame, &[STORAGE, PROVIDER, ROUTER]), "to storage: {frame:?}");
+    let mut seen = Vec::new();
+    for watch in watched {
+        let frames = watch?.stop().into_iter();
+        seen.push(frames.filter(|f| !matches!(f, Frame::Arp { .. })).collect::<Vec<_>>());
     }
-    for frame in at_printer {
-        ensure!(is_question_about(&frame, &[STORAGE, PROVIDER, ROUTER]), "to printer: {frame:?}");
-    }
+    let (served, others): (Vec<&Frame>, Vec<&Frame>) =
+        seen[0].iter().partition(|f| is_service(f, port));
+    ensure!(served.len() > 1000, "the capture saw {} packets of the service", served.len());
+    ensure!(others.is_empty(), "to the declared service's machine: {others:?}");
+    ensure!(seen[1].is_empty(), "to a machine that nobody named: {:?}", seen[1]);
+    let (probes, others): (Vec<&Frame>, Vec<&Frame>) = seen[2].iter().partition(|f| is_probe(f));
+    ensure!(probes.len() <= PROBES_MAX, "{} probes of an address it named", probes.len());
+    ensure!(others.iter().all(|f| is_refusal(f)), "to a machine that the tenant named: {others:?}");
     Ok(())
 }
 
-const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 1);
+const ICMP: u8 = 1;
 const TCP: u8 = 6;
+const UDP: u8 = 17;
 
 fn is_service(frame: &Frame, port: u16) -> bool {
     match *frame {
@@ -290,7 +302,53 @@ fn is_service(frame: &Frame, port: u16) -> bool {
     }
 }
 
-/// Who asks for addresses asks the whole LAN.
-fn is_question_about(frame: &Frame, whom: &[Ipv4Addr]) -> bool {
-    matches!(frame, Frame::Arp { about, .. } if whom.contains(about))
+fn is_probe(frame: &Frame) -> bool {
+    matches!(frame, Frame::Ip { from: PROVIDER, to: NAMESAKE, protocol: UDP, .. })
+}
+
+/// The machine says that nobody listens there.
+fn is_refusal(frame: &Frame) -> bool {
+    matches!(frame, Frame::Ip { from: NAMESAKE, to: PROVIDER, protocol: ICMP, .. })
+}
+
+/// A stranger's packet reaches a machine behind a symmetric NAT through a port it asked for.
+fn miniupnpd_maps(protocol: Protocol) -> Result<()> {
+    if !can_run()? {
+        return Ok(());
+    }
+    let mut internet = Internet::new(1)?;
+    let stranger = internet.host("stranger", Link::DATA_CENTRE)?;
+    let home = internet.home("home", Access::Symmetric, Link::FIBRE, 10)?;
+    let router = Upnp::start(&home, protocol)?;
+    ensure!(router.mappings()? == 0, "mappings before anybody asked");
+    let inside = home.host.udp(home.addr, 0)?;
+    let port = router.ask(&home.host, home.addr, &inside)?;
+    ensure!(router.mappings()? == 1, "{} mappings", router.mappings()?);
+    let outside = stranger.namespace.udp(stranger.addr, 0)?;
+    outside.send_to(b"!", (home.public, port))?;
+    inside.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let from = inside.recv_from(&mut [0; 1]).context("nothing came through the mapping")?.1;
+    ensure!(from == outside.local_addr()?, "a packet from {from}");
+    Ok(())
+}
+
+macro_rules! miniupnpd {
+    ($($name:ident: $protocol:ident;)*) => {
+        mod miniupnpd_maps_a_port_by {
+            use super::*;
+            $(
+                #[test]
+                #[ignore = "a lab: cargo labs"]
+                fn $name() -> Result<()> {
+                    miniupnpd_maps(Protocol::$protocol)
+                }
+            )*
+        }
+    };
+}
+
+miniupnpd! {
+    upnp: Upnp;
+    nat_pmp: NatPmp;
+    pcp: Pcp;
 }
