@@ -19,8 +19,12 @@ const PROVIDER: u8 = 10;
 const TENANT: u8 = 20;
 /// Relays listen here.
 const PORT: u16 = 4433;
-/// Every role's configuration: nothing is charged.
-const CONFIG: &str = "version = 1\n";
+/// Every role's configuration: nothing is charged, and relays take packets over TCP too.
+const CONFIG: &str = "version = 1
+
+[relay]
+tcp = \"0.0.0.0:443\"
+";
 
 /// How packets go between provider and tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,13 +38,11 @@ pub enum PathKind {
 }
 
 impl PathKind {
-    /// What `sluice` calls it in its events.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::Relayed | Self::Tcp => "relayed",
-        }
+    /// Whether this is what a role at `home` says in its event of a path.
+    fn is_told(self, event: &Value, home: &Home) -> bool {
+        let kind = if self == Self::Direct { "direct" } else { "relayed" };
+        let over_tcp = self == Self::Tcp && home.access == Access::UdpBlocked;
+        event["kind"] == kind && event["over_tcp"] == over_tcp
     }
 }
 
@@ -229,13 +231,15 @@ impl Cell {
         self.tenant().events("path").pop()
     }
 
-    /// Waits until the tenant's newest path is of this kind.
+    /// Waits until the newest path of both ends is of this kind.
     ///
     /// # Errors
     /// When it is not in time.
     pub fn wait_for_path(&self, kind: PathKind) -> Result<()> {
+        let ends = [(self.tenant(), &self.tenant_home), (self.provider(), &self.provider_home)];
         tests::until(&format!("a path that is {kind}"), || {
-            self.path().filter(|path| path["kind"] == kind.name()).map(drop)
+            let mut newest = ends.iter().map(|(role, home)| (role.events("path").pop(), home));
+            newest.all(|(path, home)| path.is_some_and(|p| kind.is_told(&p, home))).then_some(())
         })
         .with_context(|| self.story())
     }

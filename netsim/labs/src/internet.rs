@@ -43,6 +43,8 @@ impl Host {
 /// A machine at home, and what stands between it and the internet.
 #[derive(Debug)]
 pub struct Home {
+    /// How it reaches the internet.
+    pub access: Access,
     /// The machine's network.
     pub host: Arc<Namespace>,
     /// The machine's address at home.
@@ -118,7 +120,7 @@ impl Internet {
     pub fn home(&mut self, name: &str, access: Access, link: Link, number: u8) -> Result<Home> {
         if access == Access::Public {
             let Host { namespace, addr } = self.host(name, link)?;
-            return Ok(Home { host: namespace, addr, router: None, public: addr });
+            return Ok(Home { access, host: namespace, addr, router: None, public: addr });
         }
         let router = Arc::new(Namespace::new(format!("{name}'s router"))?);
         router.forward()?;
@@ -135,7 +137,7 @@ impl Internet {
         let host = Arc::new(Namespace::new(name)?);
         to_lan(&router, &host, number)?;
         let addr = Ipv4Addr::new(192, 168, 1, number);
-        Ok(Home { host, addr, router: Some(router), public })
+        Ok(Home { access, host, addr, router: Some(router), public })
     }
 
     /// Puts a carrier's NAT in front of a home's router.

@@ -172,6 +172,11 @@ fn reaches(provider: Access, tenant: Access, kind: PathKind) -> Result<()> {
         PathKind::Relayed | PathKind::Tcp => relayed > cell.len(),
     };
     ensure!(is_as_said, "{kind}, and the relay sent {relayed} bytes{}", cell.story());
+    let sent = cell.frames_sent(0)?;
+    for (home, sent) in [(provider, sent[0]), (tenant, sent[1])] {
+        let is_blocked = home == Access::UdpBlocked;
+        ensure!((sent == 0) == is_blocked, "{sent} frames over UDP to where {home} stands");
+    }
     Ok(())
 }
 
@@ -207,6 +212,12 @@ cells! {
     cgnat_to_port_restricted: Cgnat, PortRestricted => Direct;
     cgnat_to_cgnat: Cgnat, Cgnat => Direct;
     symmetric_to_symmetric: Symmetric, Symmetric => Relayed;
+    udp_blocked_to_public: UdpBlocked, Public => Tcp;
+    full_cone_to_udp_blocked: FullCone, UdpBlocked => Tcp;
+    port_restricted_to_udp_blocked: PortRestricted, UdpBlocked => Tcp;
+    udp_blocked_to_symmetric: UdpBlocked, Symmetric => Tcp;
+    cgnat_to_udp_blocked: Cgnat, UdpBlocked => Tcp;
+    udp_blocked_to_udp_blocked: UdpBlocked, UdpBlocked => Tcp;
 }
 
 /// A session over relays alone, slow enough for a few kills in mid-download.
