@@ -1,7 +1,8 @@
 //! Our side of one control connection to a relay: frame keys, counters, counts.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -26,6 +27,16 @@ pub(crate) struct Leg {
     /// What the relay asked to be echoed over UDP while a stream carries the link.
     udp_challenge: Mutex<Option<Bytes>>,
     udp_works: Notify,
+    answered: Mutex<Option<Answer>>,
+}
+
+/// The newest answer to a keepalive.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Answer {
+    /// When it came.
+    pub(crate) at: Instant,
+    /// How the relay sees this node.
+    pub(crate) observed: SocketAddr,
 }
 
 impl Leg {
@@ -41,7 +52,20 @@ impl Leg {
             heard: AtomicU64::new(0),
             udp_challenge: Mutex::default(),
             udp_works: Notify::new(),
+            answered: Mutex::default(),
         }
+    }
+
+    /// Takes the payload of an answer to a keepalive.
+    pub(crate) fn take_answer(&self, payload: &[u8], at: Instant) {
+        let Some((ip, port)) = payload.split_first_chunk::<16>() else { return };
+        let Ok(port) = port.try_into().map(u16::from_be_bytes) else { return };
+        let observed = SocketAddr::new(IpAddr::from(*ip).to_canonical(), port);
+        *self.answered.lock() = Some(Answer { at, observed });
+    }
+
+    pub(crate) fn answered(&self) -> Option<Answer> {
+        *self.answered.lock()
     }
 
     /// Appends `contents`, cut into segments of `segment` bytes, to `out`, each behind its header.

@@ -37,6 +37,7 @@
     reason = "this crate is the node's clock, socket and source of randomness"
 )]
 
+mod addresses;
 mod clock;
 mod epoch;
 mod knock;

@@ -1,15 +1,19 @@
 //! The control connection to one relay, kept up.
 
+mod beat;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use sluice_proto::frame::{self, FrameType};
 use sluice_proto::wire::control::{self, control::Kind};
 use sluice_proto::wire::{self, code, pay};
-use sluice_proto::{FlowId, PeerId, RelayAddr, RelayBudget, RelayFlow, VERSION, frame};
+use sluice_proto::{FlowId, PeerId, RelayAddr, RelayBudget, RelayFlow, VERSION};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::leg::Leg;
@@ -19,6 +23,7 @@ use crate::peer::Command;
 use crate::stream::{Carriage, Keeper, Slot};
 use crate::tables::{FlowEntry, to_quinn};
 use crate::tls;
+use beat::Beat;
 
 /// A relay that does not finish its handshake and its welcome by then is not there.
 const SETUP: Duration = Duration::from_secs(5);
@@ -29,6 +34,8 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Waits between attempts: the first, and the longest; each doubles the last.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Bytes of a keepalive frame's payload: as many as its answer's.
+const KEEPALIVE_LEN: usize = 18;
 /// Commands that wait for the link's task.
 const COMMANDS: usize = 256;
 /// Knocks that wait for their answers.
@@ -75,6 +82,8 @@ pub enum LinkEvent {
     FlowClosed(FlowId),
     /// The window of the reservation is used up, or open again.
     Unpaid(bool),
+    /// The relay forwards no frames any more though its control connection stands, or does again.
+    Forwards(bool),
     /// The relay is going away within this time.
     Draining(Duration),
     /// The relay said no.
@@ -123,8 +132,14 @@ pub(crate) struct OpenedFlow {
 }
 
 pub(crate) enum LinkCommand {
-    Knock { to: PeerId, sealed: Bytes, reply: oneshot::Sender<Result<OpenedFlow, KnockError>> },
+    Knock {
+        to: PeerId,
+        sealed: Bytes,
+        reply: oneshot::Sender<Result<OpenedFlow, KnockError>>,
+    },
     Send(Box<Kind>),
+    /// Asks the forwarder for a sign of life now.
+    Hurry,
 }
 
 /// A handle on the link to one relay. Dropping the last one ends it.
@@ -143,6 +158,7 @@ pub(crate) struct Shared {
     doubt: Arc<Notify>,
     over_tcp: watch::Sender<bool>,
     flow_events: Option<mpsc::Sender<LinkEvent>>,
+    forwards: AtomicBool,
 }
 
 impl RelayLink {
@@ -220,6 +236,30 @@ impl RelayLink {
         }
     }
 
+    /// Whether the control connection stands.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.0.state.borrow().generation().is_some()
+    }
+
+    /// Whether the relay forwards frames, as far as its answers to keepalive frames tell.
+    #[must_use]
+    pub fn forwards(&self) -> bool {
+        self.0.forwards.load(Relaxed)
+    }
+
+    /// Round-trip time of the control connection.
+    #[must_use]
+    pub fn rtt(&self) -> Option<Duration> {
+        self.0.connection.lock().as_ref().map(quinn::Connection::rtt)
+    }
+
+    /// Lets the relay learn a new address of this node, and a dead control connection show.
+    pub(crate) fn hurry(&self) {
+        let _ = self.0.commands.try_send(LinkCommand::Hurry);
+        self.nudge();
+    }
+
     /// Makes a dead control connection show: anything sent to a relay that restarted is answered
     /// with a stateless reset.
     pub(crate) fn nudge(&self) {
@@ -265,6 +305,7 @@ pub(crate) fn start(
         doubt: Arc::default(),
         over_tcp: watch::Sender::new(false),
         flow_events: events.clone(),
+        forwards: AtomicBool::new(true),
     });
     let link = RelayLink(shared.clone());
     let weak = Arc::downgrade(&shared);
@@ -344,6 +385,7 @@ struct Up {
     leg: Arc<Leg>,
     /// The owner decides on an offer.
     agreeing: Option<oneshot::Receiver<Agreement>>,
+    beat: Beat,
 }
 
 type Agreement = Result<pay::Accept, pay::Refusal>;
@@ -378,6 +420,8 @@ impl Task {
                         let _ = reply.send(Err(KnockError::Down));
                     }
                     Some(LinkCommand::Send(_)) => {}
+                    // The address may be the reason why it is down.
+                    Some(LinkCommand::Hurry) => return,
                     None => return,
                 }
             }
@@ -510,7 +554,9 @@ impl Task {
         }
         self.node.link_changed();
         self.emit(LinkEvent::Up { connection: connection.clone(), observed }).await;
-        Up { connection, send, reader, leg, agreeing: None }
+        let forwards = self.link.upgrade().is_none_or(|link| link.forwards.load(Relaxed));
+        let beat = Beat::new(forwards, self.node.clock.now());
+        Up { connection, send, reader, leg, agreeing: None, beat }
     }
 
     async fn serve(&mut self, mut up: Up) -> String {
@@ -522,6 +568,9 @@ impl Task {
         let Some(keeper) = self.keeper(&up) else { return "closed".to_owned() };
         let mut keeping = std::pin::pin!(keeper.run());
         loop {
+            self.beat(&mut up).await;
+            let beat_at = up.beat.due();
+            let clock = self.node.clock.clone();
             let result = tokio::select! {
                 biased;
                 message = up.reader.next() => self.take(&mut up, message).await,
@@ -535,6 +584,7 @@ impl Task {
                 answer = agreement(&mut up.agreeing) => self.agreed(&mut up, answer).await,
                 lost = up.connection.closed() => Err(lost.to_string()),
                 never = &mut keeping => match never {},
+                () = clock.sleep_until(beat_at) => Ok(()),
             };
             if let Err(reason) = result {
                 return reason;
@@ -561,8 +611,34 @@ impl Task {
             .map_err(|e| e.to_string())
     }
 
+    /// Asks the forwarder for a sign of life when it is due, and takes in what it answered.
+    async fn beat(&mut self, up: &mut Up) {
+        let now = self.node.clock.now();
+        let answer = up.leg.answered();
+        if up.beat.handle(answer.map(|a| a.at), now) {
+            let frame = up.leg.control_frame(FrameType::Keepalive, &[0; KEEPALIVE_LEN]);
+            self.node.socket.send_one(up.leg.relay, &frame);
+        }
+        let Some(shared) = self.link.upgrade() else { return };
+        if let Some(answer) = answer
+            && shared.observed.lock().replace(answer.observed) != Some(answer.observed)
+        {
+            self.node.addresses_changed();
+        }
+        let forwards = up.beat.forwards();
+        if shared.forwards.swap(forwards, Relaxed) != forwards {
+            tracing::info!(relay = %self.relay, forwards, "the relay's forwarding changed");
+            self.node.link_changed();
+            self.emit(LinkEvent::Forwards(forwards)).await;
+        }
+    }
+
     async fn obey(&mut self, up: &mut Up, command: LinkCommand) -> Result<(), String> {
         match command {
+            LinkCommand::Hurry => {
+                up.beat.hurry(self.node.clock.now());
+                Ok(())
+            }
             LinkCommand::Send(kind) => self.write(up, *kind).await,
             LinkCommand::Knock { to, sealed, reply } => {
                 if self.opening.len() + self.answers.len() >= KNOCKS_MAX {

@@ -13,7 +13,7 @@ use quinn::crypto::rustls::QuicServerConfig;
 use sluice_proto::wire::rendezvous;
 use sluice_proto::wire::{code, control};
 use sluice_proto::{FlowId, Invite, Keypair, PeerId, RelayAddr, RelayFlow, Ticket, VERSION};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 use crate::knock::{Door, Knocking, NoiseKeys, ProbeSeal, RendezvousError, Timestamps};
 use crate::leg::Leg;
@@ -36,6 +36,8 @@ const INCOMING_BUFFERS: u64 = 8 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes of sessions that run at the same time.
 const HANDSHAKES_MAX: usize = 128;
+/// Sessions that are closed at the end have so long to say so.
+const LAST_WORDS: Duration = Duration::from_millis(300);
 /// Sessions that wait for `accept`.
 const ACCEPT_QUEUE: usize = 64;
 
@@ -172,6 +174,10 @@ pub(crate) struct Inner {
     /// Static keys of the initiators of sessions, by the number in their probes.
     initiators: Mutex<HashMap<u64, [u8; 32]>>,
     links: Mutex<Vec<std::sync::Weak<link::Shared>>>,
+    /// A session ended.
+    ended: Notify,
+    /// Counts changes of where this node may be reached.
+    pub(crate) address_changes: watch::Sender<u64>,
     /// Counts changes of the links' states.
     pub(crate) link_changes: watch::Sender<u64>,
 }
@@ -240,10 +246,13 @@ impl Node {
             expected: Mutex::default(),
             initiators: Mutex::default(),
             links: Mutex::default(),
+            ended: Notify::new(),
+            address_changes: watch::Sender::new(0),
             link_changes: watch::Sender::new(0),
         });
         let (sender, incoming) = mpsc::channel(ACCEPT_QUEUE);
         tokio::spawn(accept_sessions(inner.clone(), sender));
+        tokio::spawn(crate::addresses::watch(Arc::downgrade(&inner)));
         Ok(Self { inner, incoming: Arc::new(tokio::sync::Mutex::new(incoming)) })
     }
 
@@ -396,6 +405,7 @@ impl Node {
 
     /// Ends all sessions and links, and waits until their last packets are out.
     pub async fn shutdown(&self) {
+        self.inner.end_sessions().await;
         self.inner.endpoint.close(code::SHUTDOWN.into(), b"shutting down");
         let deadline = self.inner.clock.now() + Duration::from_secs(2);
         tokio::select! {
@@ -484,6 +494,10 @@ impl Inner {
     /// A link came up or went down: sessions may have to knock.
     pub(crate) fn link_changed(&self) {
         self.link_changes.send_modify(|count| *count += 1);
+    }
+
+    pub(crate) fn addresses_changed(&self) {
+        self.address_changes.send_modify(|count| *count += 1);
     }
 
     /// Seals a knock and opens a flow for it.
@@ -622,6 +636,26 @@ impl Inner {
         RelayedPath { path, link: link.clone(), leg: leg.clone(), flow, counts, seal }
     }
 
+    /// Closes all sessions. A relay whose control connection ends forwards nothing more, so their
+    /// last words go first.
+    async fn end_sessions(&self) {
+        for peer in self.tables.peers.read().values() {
+            peer.command(Command::Shutdown);
+        }
+        let deadline = self.clock.now() + LAST_WORDS;
+        loop {
+            let ended = self.ended.notified();
+            if self.tables.peers.read().is_empty() {
+                return;
+            }
+            tokio::select! {
+                biased;
+                () = ended => {}
+                () = self.clock.sleep_until(deadline) => return,
+            }
+        }
+    }
+
     /// Forgets a session that ended.
     pub(crate) fn forget_session(&self, peer: &Arc<Peer>) {
         let gone: Vec<u64> = self
@@ -638,6 +672,7 @@ impl Inner {
         }
         drop(initiators);
         self.tables.remove_peer(peer);
+        self.ended.notify_waiters();
     }
 
     pub(crate) fn links(&self) -> Vec<RelayLink> {

@@ -77,6 +77,10 @@ pub(crate) enum Command {
     NotRelayed { relay: SocketAddr, error: crate::ConnectError },
     /// The relay waits for payment for this path's flow, or does no more.
     Unpaid { path: u32, unpaid: bool },
+    /// This node's addresses changed, or it slept.
+    Moved,
+    /// The node is shutting down.
+    Shutdown,
     /// The relays at which the other node can be reached.
     Relays(Vec<RelayAddr>),
     /// Where else the other node may be.

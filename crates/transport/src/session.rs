@@ -217,6 +217,12 @@ impl Session {
         self.peer.command(Command::DirectAllowed(allowed));
     }
 
+    /// Changes whenever [`Self::local_candidates`] may have.
+    #[must_use]
+    pub fn address_changes(&self) -> watch::Receiver<u64> {
+        self.node.address_changes.subscribe()
+    }
+
     /// Where this node may be reached, to be told to the other side once that is allowed.
     #[must_use]
     pub fn local_candidates(&self) -> wire_session::Candidates {
@@ -459,6 +465,10 @@ impl Driver {
             }
             Command::NotRelayed { relay, error } => self.not_relayed(relay, error),
             Command::Relays(relays) => self.set_known(relays),
+            Command::Shutdown => {
+                self.connection.close(code::SHUTDOWN.into(), b"shutting down");
+            }
+            Command::Moved => self.agent.handle_local_change(now),
             Command::Unpaid { path, unpaid } => self.agent.set_unpaid(path, unpaid, now),
             Command::NewLeg { path, leg } => {
                 let Some(relayed) = self.relays.get_mut(&path) else { return };

@@ -111,6 +111,10 @@ impl DataSocket {
         }
     }
 
+    pub(crate) fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
     pub(crate) fn now_ns(&self) -> u64 {
         u64::try_from(self.clock.now().duration_since(self.start).as_nanos()).unwrap_or(u64::MAX)
     }

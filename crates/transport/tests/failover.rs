@@ -13,7 +13,7 @@ use sluice_transport::{Clock, PathReason, Session};
 /// Two relays, each behind a wire towards the provider and one towards the tenant.
 struct Pair {
     relays: [Option<Relay>; 2],
-    _to_provider: [Wire; 2],
+    to_provider: [Wire; 2],
     to_tenant: [Wire; 2],
     provider: Party,
     tenant: Party,
@@ -29,7 +29,7 @@ impl Pair {
         // Its links live as long as the node's owner keeps them.
         std::mem::forget(provider.reserve_at(to_provider[1].addr).await);
         let tenant = Party::tenant_by(to_tenant[0].addr, clock).await;
-        Self { relays: relays.map(Some), _to_provider: to_provider, to_tenant, provider, tenant }
+        Self { relays: relays.map(Some), to_provider, to_tenant, provider, tenant }
     }
 
     fn at_tenant(&self) -> Vec<RelayAddr> {
@@ -192,4 +192,48 @@ async fn flows_through_all_relays_end_with_the_session() {
     assert_eq!(flows(), 2);
     ours.close(0, "");
     until("the flows go", || flows() == 0).await;
+}
+
+/// Drops frames both ways; the control connection lives.
+fn half_dead(wire: &Wire) {
+    wire.meddle(Box::new(|_, bytes| match bytes[0] & 0xC0 {
+        0x80 => Vec::new(),
+        _ => vec![bytes.to_vec()],
+    }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_stopped_forwarding_is_found_out_though_it_still_answers() {
+    let relay = start_relay().await;
+    let wire = Wire::to(relay_addr(&relay)).await;
+    let provider = Party::provider_by(wire.addr, Fast::clock()).await;
+    assert!(provider.link.forwards());
+    half_dead(&wire);
+    until("it is noticed", || !provider.link.forwards()).await;
+    assert!(provider.link.is_up(), "its control connection stands");
+    wire.mend();
+    until("it works again", || provider.link.forwards()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_home_whose_address_changes_keeps_its_sessions_whichever_way_the_bytes_go() {
+    for down in [true, false] {
+        let pair = Pair::start(Clock::default()).await;
+        let (ours, theirs) = pair.session().await;
+        let before = pair.provider.link.observed();
+        let bytes = noise(6_000_000, 9);
+        let (from, to) = if down { (&theirs, &ours) } else { (&ours, &theirs) };
+        let (sender, moving) = tokio::sync::oneshot::channel();
+        let moves = async {
+            moving.await.expect("it begins");
+            for wire in &pair.to_provider {
+                wire.move_node().await;
+            }
+        };
+        let carrying = carry_and(from, to, &bytes, || sender.send(()).expect("it is awaited"));
+        let (got, ()) = tokio::join!(carrying, moves);
+        assert!(got == bytes, "down: {down}");
+        works(&ours, &theirs).await;
+        until("the new address is noticed", || pair.provider.link.observed() != before).await;
+    }
 }

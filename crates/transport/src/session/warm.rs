@@ -52,7 +52,7 @@ impl Known {
     }
 
     fn is_up(&self) -> bool {
-        self.link.as_ref().is_some_and(|l| l.0.state.borrow().generation().is_some())
+        self.link.as_ref().is_some_and(|link| link.is_up() && link.forwards())
     }
 }
 

@@ -348,6 +348,9 @@ fn take_control(
 ) -> bool {
     let leg: Option<Arc<Leg>> = socket.tables.legs.read().get(&from).cloned().flatten();
     let Some(leg) = leg.filter(|leg| leg.admit(bytes, header)) else { return false };
+    if header.kind == FrameType::KeepaliveAck {
+        leg.take_answer(&bytes[HEADER_LEN..], socket.now());
+    }
     if header.kind == FrameType::Challenge {
         let nonce = &bytes[HEADER_LEN..];
         if !streamed && socket.carried.queue(from).is_some() {

@@ -327,11 +327,14 @@ pub(crate) enum Toward {
 pub(crate) struct Wire {
     pub(crate) addr: RelayAddr,
     inner: Arc<Inner>,
+    relay: SocketAddr,
     task: tokio::task::JoinHandle<()>,
 }
 
 struct Inner {
     outer: tokio::net::UdpSocket,
+    upstream: parking_lot::Mutex<Arc<tokio::net::UdpSocket>>,
+    moved: tokio::sync::Notify,
     node: parking_lot::Mutex<Option<SocketAddr>>,
     meddler: parking_lot::Mutex<Option<Meddler>>,
     to_node: AtomicU64,
@@ -341,23 +344,31 @@ struct Inner {
 impl Wire {
     pub(crate) async fn to(relay: RelayAddr) -> Self {
         let outer = tokio::net::UdpSocket::bind(loopback()).await.unwrap();
-        let upstream = tokio::net::UdpSocket::bind(loopback()).await.unwrap();
-        upstream.connect(relay.addr).await.unwrap();
+        let upstream = Inner::upstream_to(relay.addr).await;
         let addr = RelayAddr::new(relay.peer, outer.local_addr().unwrap());
         let inner = Arc::new(Inner {
             outer,
+            upstream: parking_lot::Mutex::new(upstream),
+            moved: tokio::sync::Notify::new(),
             node: parking_lot::Mutex::default(),
             meddler: parking_lot::Mutex::default(),
             to_node: AtomicU64::new(0),
             to_relay: AtomicU64::new(0),
         });
-        let task = tokio::spawn(inner.clone().carry(upstream));
-        Self { addr, inner, task }
+        let task = tokio::spawn(inner.clone().carry());
+        Self { addr, inner, task, relay: relay.addr }
     }
 
     /// From now on `meddler` decides what becomes of each datagram.
     pub(crate) fn meddle(&self, meddler: Meddler) {
         *self.inner.meddler.lock() = Some(meddler);
+    }
+
+    /// The node has another address from now on, as the relay sees it; the old one is gone.
+    pub(crate) async fn move_node(&self) {
+        let upstream = Inner::upstream_to(self.relay).await;
+        *self.inner.upstream.lock() = upstream;
+        self.inner.moved.notify_one();
     }
 
     pub(crate) fn cut(&self) {
@@ -396,10 +407,18 @@ impl Inner {
         }
     }
 
-    async fn carry(self: Arc<Self>, upstream: tokio::net::UdpSocket) {
+    async fn upstream_to(relay: SocketAddr) -> Arc<tokio::net::UdpSocket> {
+        let upstream = tokio::net::UdpSocket::bind(loopback()).await.unwrap();
+        upstream.connect(relay).await.unwrap();
+        Arc::new(upstream)
+    }
+
+    async fn carry(self: Arc<Self>) {
         let (mut down, mut up) = ([0; 65_536], [0; 65_536]);
         loop {
+            let upstream = self.upstream.lock().clone();
             tokio::select! {
+                () = self.moved.notified() => {}
                 got = upstream.recv(&mut down) => {
                     let Ok(len) = got else { continue };
                     let Some(node) = *self.node.lock() else { continue };
