@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use parking_lot::Mutex;
 use sluice_ledger::{Ledger, LedgerError, Role, StoredVoucher};
 use sluice_metering::{Evidence, Payer};
 use sluice_proto::wire::code;
 use sluice_proto::wire::session::{Goodbye, session::Kind};
-use sluice_proto::{Amount, PeerId, Price, ServiceName, Ticket, decode_relays};
+use sluice_proto::{Amount, PeerId, Price, RelayAddr, ServiceName, Ticket, decode_relays};
 use sluice_transport::{
-    AcceptPolicy, Clock, Network, Node, NodeConfig, NoiseKeys, PathBytes, Random, RelayLink,
-    Session,
+    AcceptPolicy, Clock, ConnectError, Network, Node, NodeConfig, NoiseKeys, PathBytes, Random,
+    RelayLink, Session,
 };
 use sluice_tunnel::{Account, AccountOptions, Link, Persist, Snapshot, listen};
 use tokio::net::TcpListener;
@@ -30,6 +31,14 @@ use crate::config::DirectPolicy;
 const GOODBYE: Duration = Duration::from_secs(5);
 /// At price 0 counts are written down this often at most.
 const FREE_RECORDS: Duration = Duration::from_millis(500);
+/// No attempt to connect takes as long as this.
+const CONNECT_MAX: Duration = Duration::from_secs(60);
+/// Relays that are kept in hand.
+const RELAYS_MAX: usize = 12;
+/// Another relay is tried beside one that has not led to the provider within this ..
+const LATE: Duration = Duration::from_millis(1500);
+/// .. or is not connected itself within this.
+const LATE_LINK: Duration = Duration::from_millis(300);
 /// Waits between attempts to get a lost session back.
 const BACKOFF: [u64; 6] = [0, 200, 500, 1000, 2000, 5000];
 
@@ -112,7 +121,8 @@ impl std::fmt::Debug for Connect {
 
 struct Tenant {
     node: Node,
-    links: Vec<RelayLink>,
+    /// To the relays that the ticket or the provider named, the newest word first.
+    links: Arc<Mutex<Vec<RelayLink>>>,
     guest: Guest,
     options: ConnectOptions,
     clock: Clock,
@@ -257,6 +267,7 @@ impl Tenant {
             random: Random::default(),
         })?;
         let links = options.ticket.relays.iter().map(|r| node.link(*r, None)).collect();
+        let links = Arc::new(Mutex::new(links));
         let guest = Guest {
             key: identity.node.clone(),
             ledger: options.ledger.clone(),
@@ -267,22 +278,49 @@ impl Tenant {
         Ok(Self { node, links, guest, options, clock })
     }
 
-    /// Opens a session through the first relay that leads to the provider, and comes to terms.
+    /// Opens a session through whichever relay leads to the provider first, and comes to terms.
     async fn open(&self) -> Result<(Session, Agreed)> {
+        let session = self.reach().await?;
+        let now = self.clock.unix_time().as_secs();
+        match self.guest.agree(&session, now).await {
+            Ok(agreed) => Ok((session, agreed)),
+            Err(error) => {
+                session.close(code::OK, "no terms");
+                Err(error)
+            }
+        }
+    }
+
+    /// Knocks at the best relay, and at the next one whenever the last is late or fails.
+    async fn reach(&self) -> Result<Session> {
+        let mut links = self.links.lock().clone();
+        links.sort_by_key(|link| (!link.is_up(), !link.forwards(), link.rtt()));
+        let mut links = links.into_iter();
+        let mut attempts = JoinSet::new();
         let mut failures = Vec::new();
-        for link in &self.links {
-            match self.node.connect(&self.options.ticket, link).await {
-                Ok(session) => {
-                    let now = self.clock.unix_time().as_secs();
-                    match self.guest.agree(&session, now).await {
-                        Ok(agreed) => return Ok((session, agreed)),
-                        Err(error) => {
-                            session.close(code::OK, "no terms");
-                            return Err(error);
-                        }
-                    }
+        loop {
+            let next = links.next();
+            let patience = match &next {
+                Some(link) if link.is_up() => LATE,
+                Some(_) => LATE_LINK,
+                None if attempts.is_empty() => break,
+                None => CONNECT_MAX,
+            };
+            if let Some(link) = next {
+                let (node, ticket) = (self.node.clone(), self.options.ticket.clone());
+                attempts.spawn(async move { node.connect(&ticket, &link).await });
+            }
+            let Ok(done) = self.clock.timeout(patience, attempts.join_next()).await else {
+                continue;
+            };
+            match done {
+                Some(Ok(Ok(session))) => {
+                    close_late(attempts).await;
+                    return Ok(session);
                 }
-                Err(error) => failures.push(error.to_string()),
+                Some(Ok(Err(error))) => failures.push(error.to_string()),
+                Some(Err(error)) => failures.push(error.to_string()),
+                None => {}
             }
         }
         anyhow::bail!("failed to reach the provider: {}", failures.join("; "))
@@ -359,8 +397,10 @@ impl Tenant {
         let may = self.options.direct != DirectPolicy::Never && !self.options.hold_relayed;
         let (wishes, wished) = watch::channel(Wishes { direct: may, leave: false });
         let (heard, parted) = watch::channel(false);
-        tasks.spawn(follow_control(session.clone(), agreed.control, wished, heard));
+        let relays = Relays { node: self.node.clone(), links: self.links.clone() };
+        tasks.spawn(follow_control(session.clone(), agreed.control, wished, heard, relays));
         tasks.spawn(tell_paths(session.clone(), self.options.report.clone()));
+        tasks.spawn(tell_warm(session.clone(), self.options.report.clone()));
         Arc::new(Live {
             session: session.clone(),
             account,
@@ -372,9 +412,41 @@ impl Tenant {
     }
 }
 
+/// Ends what is no longer wanted, and the sessions that came of it meanwhile.
+async fn close_late(mut attempts: JoinSet<Result<Session, ConnectError>>) {
+    attempts.abort_all();
+    while let Some(done) = attempts.join_next().await {
+        if let Ok(Ok(session)) = done {
+            session.close(code::OK, "another relay was faster");
+        }
+    }
+}
+
 /// Waits until the role is asked to stop, or dropped.
 async fn asked(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+/// The relays through which a tenant may come back.
+struct Relays {
+    node: Node,
+    links: Arc<Mutex<Vec<RelayLink>>>,
+}
+
+impl Relays {
+    /// Takes the provider's word on where it can be reached; the ticket's relays stay in hand.
+    fn follow(&self, session: &Session, named: &[RelayAddr]) {
+        session.set_relays(named.to_vec());
+        let mut links = self.links.lock();
+        let before = std::mem::take(&mut *links);
+        let newest = named.iter().map(|relay| self.node.link(*relay, None));
+        for link in newest.chain(before).collect::<Vec<_>>() {
+            let known = links.iter().any(|l| l.relay().is_same(&link.relay()));
+            if !known && links.len() < RELAYS_MAX {
+                links.push(link);
+            }
+        }
+    }
 }
 
 /// Exchanges addresses with the provider as the policy allows, and says goodbye at the end.
@@ -383,7 +455,9 @@ async fn follow_control(
     mut control: Control,
     mut wished: watch::Receiver<Wishes>,
     parted: watch::Sender<bool>,
+    relays: Relays,
 ) {
+    let mut addresses = session.address_changes();
     loop {
         let wishes = *wished.borrow_and_update();
         session.set_direct_allowed(wishes.direct);
@@ -406,9 +480,11 @@ async fn follow_control(
                     }
                     break;
                 }
+                // They are told again.
+                _ = addresses.changed() => break,
                 kind = control.next() => match kind {
                     Ok(Kind::Candidates(list)) => session.add_candidates(&list),
-                    Ok(Kind::Relays(list)) => session.set_relays(decode_relays(&list.relays)),
+                    Ok(Kind::Relays(list)) => relays.follow(&session, &decode_relays(&list.relays)),
                     Ok(Kind::Goodbye(_)) => {
                         parted.send_replace(true);
                     }
@@ -437,6 +513,15 @@ async fn tell_paths(session: Session, report: Reporter) {
         if path.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Tells which relays are ready, whenever that changes.
+pub(crate) async fn tell_warm(session: Session, report: Reporter) {
+    let mut warm = session.warm_relays();
+    while warm.changed().await.is_ok() {
+        let relays = warm.borrow_and_update().iter().map(ToString::to_string).collect();
+        report.tell(&Report::Warm { peer: session.peer(), relays });
     }
 }
 

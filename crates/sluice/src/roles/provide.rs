@@ -11,8 +11,10 @@ use parking_lot::Mutex;
 use sluice_ledger::Ledger;
 use sluice_metering::Payee;
 use sluice_proto::wire::code;
-use sluice_proto::wire::session::{Goodbye, session::Kind};
-use sluice_proto::{Amount, Invite, LeaseId, PeerId, Price, RelayAddr, Ticket};
+use sluice_proto::wire::session::{Goodbye, Relays, session::Kind};
+use sluice_proto::{
+    Amount, Invite, Keypair, LeaseId, PeerId, Price, RelayAddr, Ticket, encode_relays,
+};
 use sluice_transport::{
     AcceptPolicy, Clock, Network, Node, NodeConfig, NoiseKeys, Random, RelayLink, Session,
 };
@@ -20,13 +22,14 @@ use sluice_tunnel::{Account, AccountOptions, Services, Snapshot, serve};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use super::advertise::{Seat, Standing, Standings, advertise};
 use super::channel::Money;
 use super::edge::{Agreed, Host};
 use super::identity::Identity;
 use super::report::{Report, Reporter};
 use super::reservation::{Ask, Holder, hold};
 use crate::config::DirectPolicy;
-use crate::roles::connect::{keep_vouchers, tell_lies};
+use crate::roles::connect::{keep_vouchers, tell_lies, tell_warm};
 
 /// The first relay must give a reservation within this.
 const FIRST_RELAY: Duration = Duration::from_secs(30);
@@ -93,6 +96,8 @@ struct Shared {
     live: Mutex<Vec<Arc<Live>>>,
     leases: Mutex<HashMap<LeaseId, Account>>,
     unpaid_max: AtomicU64,
+    /// The relays at which it can be reached.
+    named: watch::Sender<Vec<RelayAddr>>,
 }
 
 /// A running provider.
@@ -162,9 +167,11 @@ impl Provide {
             live: Mutex::default(),
             leases: Mutex::default(),
             unpaid_max: AtomicU64::new(0),
+            named: watch::Sender::new(options.relays.clone()),
         });
+        let tickets = Tickets::new(&options, &clock, ticket_key);
         let mut provide = Self {
-            ticket: make_ticket(&options, &clock, ticket_key),
+            ticket: tickets.naming(&options.relays),
             node,
             shared,
             asks: Vec::new(),
@@ -173,6 +180,7 @@ impl Provide {
             tasks: JoinSet::new(),
         };
         provide.reserve(&options).await?;
+        provide.tasks.spawn(tell_reachable(provide.shared.clone(), tickets));
         let (node, shared) = (provide.node.clone(), provide.shared.clone());
         provide.tasks.spawn(async move {
             while let Some(session) = node.accept().await {
@@ -200,27 +208,25 @@ impl Provide {
             }),
             gas: self.relay_gas.clone(),
         };
-        let mut waits = JoinSet::new();
-        for relay in &options.relays {
+        let standings: Standings = watch::Sender::new(vec![Standing::Away; options.relays.len()]);
+        for (at, relay) in options.relays.iter().enumerate() {
             let (events, heard) = mpsc::channel(LINK_EVENTS);
             let (ask, asks) = mpsc::channel(4);
-            let (reserved, mut is_reserved) = watch::channel(false);
+            let seat = Seat { all: standings.clone(), at };
             let link = self.node.link(*relay, Some(events));
-            self.tasks.spawn(hold(holder.clone(), link.clone(), heard, asks, reserved));
+            self.tasks.spawn(hold(holder.clone(), link.clone(), heard, asks, seat));
             self.links.push(link);
             self.asks.push(ask);
-            waits.spawn(async move { is_reserved.wait_for(|r| *r).await.is_ok() });
         }
-        let first = async {
-            while let Some(done) = waits.join_next().await {
-                if matches!(done, Ok(true)) {
-                    return true;
-                }
+        let mut all = standings.subscribe();
+        let first = all.wait_for(|all| all.contains(&Standing::Reserved));
+        match self.shared.clock.timeout(FIRST_RELAY, first).await.map(|done| done.is_ok()) {
+            Ok(true) => {
+                let (named, clock) = (self.shared.named.clone(), self.shared.clock.clone());
+                let (relays, all) = (options.relays.clone(), standings.subscribe());
+                self.tasks.spawn(advertise(relays, all, named, clock));
+                Ok(())
             }
-            false
-        };
-        match tokio::time::timeout(FIRST_RELAY, first).await {
-            Ok(true) => Ok(()),
             Ok(false) | Err(_) => {
                 let states: Vec<_> = self
                     .links
@@ -306,20 +312,32 @@ impl Provide {
     }
 }
 
-fn make_ticket(options: &ProvideOptions, clock: &Clock, noise_key: [u8; 32]) -> String {
-    let expires = match options.ticket_for.as_secs() {
-        0 => 0,
-        span => clock.unix_time().as_secs().saturating_add(span),
-    };
-    Ticket {
-        peer: options.identity.peer(),
-        noise_key,
-        relays: options.relays.clone(),
-        invite: Invite::issue(&options.identity.invites, expires),
-        expires_unix_s: expires,
-        services: options.services.names().cloned().collect(),
+/// Issues this provider's tickets.
+struct Tickets {
+    key: Keypair,
+    ticket: Ticket,
+}
+
+impl Tickets {
+    fn new(options: &ProvideOptions, clock: &Clock, noise_key: [u8; 32]) -> Self {
+        let expires = match options.ticket_for.as_secs() {
+            0 => 0,
+            span => clock.unix_time().as_secs().saturating_add(span),
+        };
+        let ticket = Ticket {
+            peer: options.identity.peer(),
+            noise_key,
+            relays: Vec::new(),
+            invite: Invite::issue(&options.identity.invites, expires),
+            expires_unix_s: expires,
+            services: options.services.names().cloned().collect(),
+        };
+        Self { key: options.identity.node.clone(), ticket }
     }
-    .encode(&options.identity.node)
+
+    fn naming(&self, relays: &[RelayAddr]) -> String {
+        Ticket { relays: relays.to_vec(), ..self.ticket.clone() }.encode(&self.key)
+    }
 }
 
 async fn serve_session(shared: Arc<Shared>, session: Session) {
@@ -351,6 +369,7 @@ async fn serve_session(shared: Arc<Shared>, session: Session) {
     shared.live.lock().push(live.clone());
     let mut tasks = JoinSet::new();
     tasks.spawn(follow_path(shared.clone(), live.clone()));
+    tasks.spawn(tell_warm(session.clone(), shared.report.clone()));
     tasks.spawn(follow_control(shared.clone(), live.clone(), agreed.control));
     if let (Some(channel), Some(money)) = (agreed.channel, shared.host.money.clone()) {
         tasks.spawn(follow_deposit(shared.clone(), live.clone(), money, channel.id));
@@ -419,6 +438,17 @@ fn open_account(shared: &Arc<Shared>, session: &Session, agreed: &Agreed) -> Opt
     Some(account)
 }
 
+/// Tells of each change of the relays that lead here, with a ticket that names them.
+async fn tell_reachable(shared: Arc<Shared>, tickets: Tickets) {
+    let mut named = shared.named.subscribe();
+    while named.changed().await.is_ok() {
+        let relays = named.borrow_and_update().clone();
+        let ticket = tickets.naming(&relays);
+        let relays = relays.iter().map(ToString::to_string).collect();
+        shared.report.tell(&Report::Reachable { ticket, relays });
+    }
+}
+
 /// Keeps gate and receive window in step with the path, and tells of changes.
 async fn follow_path(shared: Arc<Shared>, live: Arc<Live>) {
     let mut path = live.session.path();
@@ -443,14 +473,34 @@ async fn follow_control(
     live: Arc<Live>,
     mut control: super::control::Control,
 ) {
-    if shared.direct != DirectPolicy::Never {
-        live.session.set_direct_allowed(true);
-        let candidates = live.session.local_candidates();
-        if control.send(Kind::Candidates(candidates)).await.is_err() {
-            return;
-        }
+    let direct = shared.direct != DirectPolicy::Never;
+    live.session.set_direct_allowed(direct);
+    let mut named = shared.named.subscribe();
+    let mut addresses = live.session.address_changes();
+    named.mark_changed();
+    if direct {
+        addresses.mark_changed();
     }
-    while let Ok(kind) = control.next().await {
+    loop {
+        let kind = tokio::select! {
+            biased;
+            _ = named.changed() => {
+                let relays = encode_relays(&named.borrow_and_update());
+                if control.send(Kind::Relays(Relays { relays })).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            _ = addresses.changed(), if direct => {
+                let candidates = live.session.local_candidates();
+                if control.send(Kind::Candidates(candidates)).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            kind = control.next() => kind,
+        };
+        let Ok(kind) = kind else { return };
         match kind {
             Kind::Candidates(list) if shared.direct != DirectPolicy::Never => {
                 live.session.add_candidates(&list);

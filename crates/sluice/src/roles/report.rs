@@ -22,6 +22,20 @@ pub enum Report {
         /// Its services.
         services: Vec<String>,
     },
+    /// A provider can be reached through other relays than before.
+    Reachable {
+        /// What a new tenant needs.
+        ticket: String,
+        /// The relays, each `<peer id>@<address>`.
+        relays: Vec<String>,
+    },
+    /// The relays that carry a session's echoes, and so may carry the session.
+    Warm {
+        /// The other node.
+        peer: PeerId,
+        /// The relays, each `<peer id>@<address>`.
+        relays: Vec<String>,
+    },
     /// A tenant's local ports are open.
     TenantReady {
         /// `local=service`.
@@ -135,6 +149,16 @@ impl Report {
                 services.join(", "),
                 services.first().map_or("web", String::as_str)
             ),
+            Self::Reachable { ticket, relays } => format!(
+                "Reachable through {} now. New tenants connect with\n\n  sluice connect {ticket}\n",
+                relays.join(", ")
+            ),
+            Self::Warm { peer, relays } if relays.is_empty() => {
+                format!("No relay is ready for {peer}")
+            }
+            Self::Warm { peer, relays } => {
+                format!("Relays ready for {peer}: {}", relays.join(", "))
+            }
             Self::TenantReady { map, price } => {
                 let price = match price {
                     (0, 0) => "free of charge".to_owned(),
@@ -164,6 +188,12 @@ impl Report {
             Self::ProviderReady { ticket, services } => {
                 json!({"event": "ready", "ticket": ticket, "services": services})
             }
+            Self::Reachable { ticket, relays } => {
+                json!({"event": "reachable", "ticket": ticket, "relays": relays})
+            }
+            Self::Warm { peer, relays } => {
+                json!({"event": "warm", "peer": peer.to_string(), "relays": relays})
+            }
             Self::TenantReady { map, price } => json!({
                 "event": "ready", "map": map,
                 "price_up": price.0.to_string(), "price_down": price.1.to_string(),
@@ -174,7 +204,9 @@ impl Report {
             }
             Self::Path { peer, path } => json!({
                 "event": "path", "peer": peer.to_string(), "kind": path.kind.to_string(),
-                "remote": path.remote.to_string(), "over_tcp": path.over_tcp, "reason": path.reason.to_string(),
+                "remote": path.remote.to_string(), "relay": path.relay.map(|r| r.to_string()),
+                "rtt_ms": path.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
+                 "over_tcp": path.over_tcp, "reason": path.reason.to_string(),
             }),
             Self::Link { relay, state } => json!({"event": "link", "relay": relay, "state": state}),
             Self::Lie { peer, what } => {

@@ -11,8 +11,9 @@ use sluice_proto::eth::BIND_EXPORTER_LABEL;
 use sluice_proto::wire::{code, control, pay};
 use sluice_proto::{Amount, Keypair, RelayAddr};
 use sluice_transport::{Clock, LinkEvent, RelayLink};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
+use super::advertise::{Seat, Standing};
 use super::channel::{Money, bind};
 use super::edge::{merge_shown, record, stored};
 use super::report::{Report, Reporter};
@@ -56,7 +57,7 @@ struct Task {
     known: HashSet<[u8; 32]>,
     persisting: Option<tokio::task::JoinHandle<(u64, bool)>>,
     waiting: Option<(u64, VoucherRecord)>,
-    reserved: watch::Sender<bool>,
+    seat: Seat,
 }
 
 /// Runs until the link's events end.
@@ -65,7 +66,7 @@ pub(crate) async fn hold(
     link: RelayLink,
     mut events: mpsc::Receiver<LinkEvent>,
     mut asks: mpsc::Receiver<Ask>,
-    reserved: watch::Sender<bool>,
+    seat: Seat,
 ) {
     let mut task = Task {
         holder,
@@ -75,7 +76,7 @@ pub(crate) async fn hold(
         known: HashSet::new(),
         persisting: None,
         waiting: None,
-        reserved,
+        seat,
     };
     let mut over_tcp = task.link.over_tcp();
     loop {
@@ -157,7 +158,14 @@ impl Task {
             }
             LinkEvent::Reserved(_) => {
                 self.tell("reserved");
-                self.reserved.send_replace(true);
+                let forwards = self.link.forwards();
+                self.seat.set(if forwards { Standing::Reserved } else { Standing::Silent });
+            }
+            LinkEvent::Forwards(forwards) => {
+                self.seat.set_forwards(forwards);
+                let state =
+                    if forwards { "forwards again" } else { "answers, but forwards nothing" };
+                self.tell(state);
             }
             LinkEvent::FlowOpened { flow, counts, initiator } => {
                 let first = self.known.insert(initiator);
@@ -183,7 +191,7 @@ impl Task {
                 self.connection = None;
                 self.meter = None;
                 self.known.clear();
-                self.reserved.send_replace(false);
+                self.seat.set(Standing::Away);
                 self.tell(format!("not connected: {reason}"));
             }
         }
