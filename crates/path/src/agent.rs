@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use crate::punch::{Out, Punch};
 use crate::tokens::Tokens;
-use crate::{CANDIDATES_MAX, Guess, Nat, Opened, Pair, Path, Rank, SocketId, usable};
+use crate::{
+    CANDIDATES_MAX, Filtering, Guess, Mapping, Nat, Opened, Pair, Path, Rank, SocketId, usable,
+};
 
 /// Waits between the first pings to an unproven path; the last one is repeated.
 const FIRST_PINGS_MS: [u64; 6] = [0, 20, 50, 100, 200, 400];
@@ -54,6 +56,10 @@ const OUTSTANDING_MAX: usize = 16;
 const STRAYS_MAX: usize = 4;
 /// .. within this: where both NATs map by destination, each ping makes another address.
 const STRAYS_SPAN: Duration = Duration::from_secs(10);
+/// What this node's NAT does is said so often ..
+const NAT_TOLD: u32 = 4;
+/// .. this far apart: some may be lost.
+const TELL_NAT_AGAIN: Duration = Duration::from_millis(400);
 /// A path's round-trip time is the least of so many echoes, so that one stall does not make it seem
 /// slow.
 const RTT_SAMPLES: usize = 4;
@@ -82,6 +88,13 @@ pub enum Probe {
         round: u32,
         /// The ports.
         guess: Guess,
+    },
+    /// What the sender's NAT does.
+    Nat {
+        /// Its mapping, if that is known.
+        mapping: Option<Mapping>,
+        /// Its filtering.
+        filtering: Option<Filtering>,
     },
     /// The path in use is silent to the sender, whose packets take this one until it answers.
     Trial {
@@ -261,6 +274,8 @@ pub struct Agent {
     punch: Punch,
     /// When unknown addresses were taken in while a direct path stood.
     strays: VecDeque<Instant>,
+    /// When to say next what our NAT does, and how often still.
+    tell_nat_at: Option<(Instant, u32)>,
     trial: Option<Trial>,
     transmits: VecDeque<(Path, Probe)>,
     events: VecDeque<Event>,
@@ -282,6 +297,7 @@ impl Agent {
             suspect: None,
             punch: Punch::new(controlling),
             strays: VecDeque::new(),
+            tell_nat_at: None,
             trial: None,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -355,20 +371,33 @@ impl Agent {
                 }
             }
         }
+        if allowed && !self.direct_allowed && self.punch.own != Nat::default() {
+            self.tell_nat_at = Some((now, NAT_TOLD));
+        }
         self.direct_allowed = allowed;
         self.handle_timeout(now);
     }
 
     /// What is known of this node's own NAT.
     pub fn set_nat(&mut self, nat: Nat, now: Instant) {
-        self.punch.own = nat;
+        if nat != self.punch.own {
+            self.punch.own = nat;
+            self.tell_nat_at = Some((now, NAT_TOLD));
+        }
         self.handle_timeout(now);
     }
 
-    /// What the other node says of its NAT.
-    pub fn set_peer_nat(&mut self, nat: Nat, now: Instant) {
-        self.punch.peer = Some(nat);
-        self.handle_timeout(now);
+    /// Tells the other node, through the relays, what this node's NAT does.
+    fn tell_nat(&mut self, now: Instant) {
+        let Some((at, left)) = self.tell_nat_at.filter(|_| self.direct_allowed) else { return };
+        if at > now {
+            return;
+        }
+        self.tell_nat_at = (left > 1).then(|| (now + TELL_NAT_AGAIN, left - 1));
+        let Nat { mapping, filtering, .. } = self.punch.own;
+        let relays = self.paths.keys().filter(|p| matches!(p, Path::Relay(_)));
+        let told = relays.map(|path| (*path, Probe::Nat { mapping, filtering }));
+        self.transmits.extend(told);
     }
 
     /// How a relay of this node's own choosing sees the other node: the only address at which
@@ -510,6 +539,9 @@ impl Agent {
                     let draw = self.tokens.draw();
                     self.punch.handle_guess(round, guess, now, draw);
                 }
+            }
+            Probe::Nat { mapping, filtering } => {
+                self.punch.peer = Some(Nat { mapping, filtering, allocator: None });
             }
             Probe::Trial { epoch } => self.handle_trial(from, epoch, now),
         }
@@ -783,6 +815,7 @@ impl Agent {
         for path in due {
             self.ping(path, now);
         }
+        self.tell_nat(now);
         self.advance_punch(now);
         self.withdraw(now);
         if self.controlling {
@@ -935,8 +968,9 @@ impl Agent {
             .min()
             .map(|at| (at, "hold-down over"));
         let punch = self.punch.poll_timeout().map(|at| (at, "guess"));
+        let tell = self.tell_nat_at.filter(|_| self.direct_allowed).map(|(at, _)| (at, "tell"));
         let lent =
             self.trial.and_then(|t| t.until).map(|at| (at, "the other side's trial is over"));
-        [ping, hold, punch, lent].into_iter().flatten().min()
+        [ping, hold, punch, tell, lent].into_iter().flatten().min()
     }
 }

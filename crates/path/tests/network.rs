@@ -230,7 +230,7 @@ impl World {
                 }
                 Probe::Pong { token } => Packet::Pong(token),
                 Probe::Use { epoch } => Packet::Use(epoch),
-                Probe::Guess { .. } => panic!("nothing is to be guessed here"),
+                Probe::Guess { .. } | Probe::Nat { .. } => panic!("no NAT is known here"),
                 Probe::Trial { epoch } => Packet::Trial(epoch),
             };
             self.send(i, path, packet);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prost::Message;
-use sluice_path::{Guess, Probe};
+use sluice_path::{Filtering, Guess, Mapping, Probe};
 use sluice_proto::frame::{self, ReplayWindow};
 use sluice_proto::wire::rendezvous::{self, probe};
 use sluice_proto::wire::{self, CANDIDATES_MAX, SEALED_MAX, code};
@@ -277,6 +277,18 @@ impl ProbeSeal {
                 padding: Bytes::new(),
             }),
             Probe::Use { epoch } => probe::Kind::Use(rendezvous::Use { epoch }),
+            Probe::Nat { mapping, filtering } => probe::Kind::Nat(rendezvous::Nat {
+                mapping: mapping.map_or(0, |m| match m {
+                    Mapping::Independent => 1,
+                    Mapping::Address => 2,
+                    Mapping::AddressAndPort => 3,
+                }),
+                filtering: filtering.map_or(0, |f| match f {
+                    Filtering::Independent => 1,
+                    Filtering::Address => 2,
+                    Filtering::AddressAndPort => 3,
+                }),
+            }),
             Probe::Guess { round, guess } => probe::Kind::Guess(rendezvous::Guess {
                 round,
                 first: guess.first.into(),
@@ -315,6 +327,20 @@ impl ProbeSeal {
             probe::Kind::Ping(p) => Some(Probe::Ping { token: p.token }),
             probe::Kind::Pong(p) => Some(Probe::Pong { token: p.token }),
             probe::Kind::Use(u) => Some(Probe::Use { epoch: u.epoch }),
+            probe::Kind::Nat(n) => Some(Probe::Nat {
+                mapping: match n.mapping {
+                    1 => Some(Mapping::Independent),
+                    2 => Some(Mapping::Address),
+                    3 => Some(Mapping::AddressAndPort),
+                    _ => None,
+                },
+                filtering: match n.filtering {
+                    1 => Some(Filtering::Independent),
+                    2 => Some(Filtering::Address),
+                    3 => Some(Filtering::AddressAndPort),
+                    _ => None,
+                },
+            }),
             probe::Kind::Guess(g) => {
                 let guess = Guess {
                     first: g.first.try_into().ok()?,

@@ -17,6 +17,8 @@ const GRANT_PACKET_MIN: u64 = 1200;
 #[derive(Debug)]
 pub(crate) struct Leg {
     pub(crate) relay: SocketAddr,
+    /// Another port of the relay, that answers observe frames.
+    pub(crate) alternate: Option<SocketAddr>,
     pub(crate) own_flow: FlowId,
     out_key: FrameKey,
     in_key: FrameKey,
@@ -40,10 +42,16 @@ pub(crate) struct Answer {
 }
 
 impl Leg {
-    pub(crate) fn new(relay: SocketAddr, own_flow: FlowId, exported: &[u8; 32]) -> Self {
+    pub(crate) fn new(
+        relay: SocketAddr,
+        alternate: Option<SocketAddr>,
+        own_flow: FlowId,
+        exported: &[u8; 32],
+    ) -> Self {
         let (out_key, in_key) = FrameKey::pair(exported);
         Self {
             relay,
+            alternate,
             own_flow,
             out_key,
             in_key,

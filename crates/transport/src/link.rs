@@ -525,7 +525,10 @@ impl Task {
         self.generation += 1;
         let exported = tls::export(&connection, frame::EXPORTER_LABEL, &welcome.leg.to_be_bytes());
         let observed = wire::decode_addr(&welcome.observed);
-        let leg = Arc::new(Leg::new(self.relay.addr, FlowId(welcome.own_flow), &exported));
+        let own_flow = FlowId(welcome.own_flow);
+        let alternate = u16::try_from(welcome.alternate_port).ok().filter(|port| *port != 0);
+        let alternate = alternate.map(|port| SocketAddr::new(self.relay.addr.ip(), port));
+        let leg = Arc::new(Leg::new(self.relay.addr, alternate, own_flow, &exported));
         let before = self.node.tables.legs.write().insert(self.relay.addr, Some(leg.clone()));
         // A relay that began anew, or forgot this node, gives it another number.
         let remembers = before.flatten().is_none_or(|b| b.own_flow == leg.own_flow);

@@ -10,6 +10,7 @@ use aws_lc_rs::hmac;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use quinn::crypto::rustls::QuicServerConfig;
+use sluice_path::{Candidate, CandidateKind, GUESSES_MAX};
 use sluice_proto::wire::rendezvous;
 use sluice_proto::wire::{code, control};
 use sluice_proto::{FlowId, Invite, Keypair, PeerId, RelayAddr, RelayFlow, Ticket, VERSION};
@@ -19,8 +20,10 @@ use crate::knock::{Door, Knocking, NoiseKeys, ProbeSeal, RendezvousError, Timest
 use crate::leg::Leg;
 use crate::link::{self, KnockError, LinkEvent, RelayLink};
 use crate::peer::{Command, Inputs, Peer, RelayedPath, Route};
+use crate::session::Guessing;
 use crate::session::{self, Session};
 use crate::socket::{DataSocket, SocketStats};
+use crate::survey::{self, NatOptions, NatState};
 use crate::tables::{FlowEntry, Tables, fake_index};
 use crate::{Clock, Network, Random, TlsError, tls};
 
@@ -180,6 +183,12 @@ pub(crate) struct Inner {
     pub(crate) address_changes: watch::Sender<u64>,
     /// Counts changes of the links' states.
     pub(crate) link_changes: watch::Sender<u64>,
+    /// What is known of this node's NAT.
+    pub(crate) nat: watch::Sender<NatState>,
+    /// One for each side socket that guessing may have open.
+    pub(crate) nat_entries: Arc<Semaphore>,
+    pub(crate) nat_options: Mutex<NatOptions>,
+    pub(crate) guessing: Mutex<Guessing>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -249,10 +258,15 @@ impl Node {
             ended: Notify::new(),
             address_changes: watch::Sender::new(0),
             link_changes: watch::Sender::new(0),
+            nat: watch::Sender::new(NatState::default()),
+            nat_entries: Arc::new(Semaphore::new(usize::from(GUESSES_MAX))),
+            nat_options: Mutex::new(NatOptions::default()),
+            guessing: Mutex::default(),
         });
         let (sender, incoming) = mpsc::channel(ACCEPT_QUEUE);
         tokio::spawn(accept_sessions(inner.clone(), sender));
         tokio::spawn(crate::addresses::watch(Arc::downgrade(&inner)));
+        tokio::spawn(survey::keep_surveyed(Arc::downgrade(&inner)));
         Ok(Self { inner, incoming: Arc::new(tokio::sync::Mutex::new(incoming)) })
     }
 
@@ -280,6 +294,35 @@ impl Node {
     #[must_use]
     pub fn socket_stats(&self) -> &SocketStats {
         &self.inner.socket.stats
+    }
+
+    /// How much this node's NAT may be asked and used; the default until this is called.
+    pub fn set_nat_options(&self, options: NatOptions) {
+        let entries = options.entries_max.min(GUESSES_MAX);
+        let mut current = self.inner.nat_options.lock();
+        let before = usize::from(current.entries_max);
+        *current = NatOptions { entries_max: entries, ..options };
+        drop(current);
+        let wanted = usize::from(entries);
+        if wanted > before {
+            self.inner.nat_entries.add_permits(wanted - before);
+        } else {
+            self.inner.nat_entries.forget_permits(before - wanted);
+        }
+        // Whoever looks at the options looks again.
+        self.inner.link_changes.send_modify(|count| *count += 1);
+    }
+
+    /// What is known of this node's NAT by now, and later.
+    #[must_use]
+    pub fn nat(&self) -> watch::Receiver<NatState> {
+        self.inner.nat.subscribe()
+    }
+
+    /// Where this node may be reached, the most promising first.
+    #[must_use]
+    pub fn candidates(&self) -> Vec<Candidate> {
+        self.inner.candidates()
     }
 
     /// Keeps a link to a relay. With `events` it reserves (a provider), and the receiver's owner
@@ -518,7 +561,6 @@ impl Inner {
             incarnation: self.incarnation,
             session: target.session,
             resume,
-            nat: None,
         };
         let (knocking, sealed) =
             Knocking::begin(&self.noise, &target.id, &target.noise_key, &knock)
@@ -555,7 +597,6 @@ impl Inner {
             version: VERSION,
             candidates: Vec::new(),
             incarnation: self.incarnation,
-            nat: None,
         };
         let known = self.tables.probes.read().get(&session).cloned();
         let (sealed, seal) = opened.answer(&welcome)?;
@@ -679,25 +720,39 @@ impl Inner {
         self.links.lock().iter().filter_map(std::sync::Weak::upgrade).map(RelayLink).collect()
     }
 
-    /// Where this node may be reached, as far as it knows: what its relays see, and the address
-    /// of the interface that leads to each relay.
-    pub(crate) fn local_candidates(&self) -> Vec<SocketAddr> {
-        let mut out: Vec<SocketAddr> = Vec::new();
+    /// Where this node may be reached, as far as it knows.
+    pub(crate) fn candidates(&self) -> Vec<Candidate> {
+        let mut out: Vec<Candidate> = Vec::new();
         let Ok(bound) = self.socket.bound() else { return out };
-        if !bound.ip().is_unspecified() {
-            out.push(bound);
+        let own = |ip| Candidate::host(SocketAddr::new(ip, bound.port()));
+        if bound.ip().is_unspecified() {
+            out.extend(self.network.local_addrs().into_iter().map(own));
+        } else {
+            out.push(own(bound.ip()));
         }
         for link in self.links() {
-            if bound.ip().is_unspecified()
-                && let Some(ip) = self.network.local_towards(link.relay().addr)
-            {
-                out.push(SocketAddr::new(ip, bound.port()));
+            if bound.ip().is_unspecified() {
+                out.extend(self.network.local_towards(link.relay().addr).map(own));
             }
-            out.extend(link.observed());
+            let kind = CandidateKind::Reflexive;
+            out.extend(link.observed().map(|address| Candidate { kind, address }));
         }
-        out.sort();
-        out.dedup();
-        out
+        let state = self.nat.borrow();
+        let kind = CandidateKind::PortMapped;
+        out.extend(state.mapped.map(|address| Candidate { kind, address }));
+        let kind = CandidateKind::Reflexive;
+        let seen = state.relays.iter().filter_map(|relay| relay.observed);
+        out.extend(seen.map(|address| Candidate { kind, address }));
+        sluice_path::to_tell(out)
+    }
+
+    /// The same, as messages carry them.
+    pub(crate) fn local_candidates(&self) -> Vec<SocketAddr> {
+        self.candidates().into_iter().map(|candidate| candidate.address).collect()
+    }
+
+    pub(crate) fn nat_entries_max(&self) -> u16 {
+        self.nat_options.lock().entries_max
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 use quinn_udp::EcnCodepoint;
-use sluice_path::Path;
+use sluice_path::{Opened, Path};
 use sluice_proto::wire::code;
 use sluice_proto::wire::control::{self, control::Kind};
 use sluice_proto::{FlowId, RelayAddr, RelayFlow};
@@ -19,6 +19,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::knock::ProbeSeal;
 use crate::leg::Leg;
 use crate::link::RelayLink;
+use crate::side::SideSocket;
 use crate::tables::fake_addr;
 
 /// Number of all direct paths together, beside those of relayed ones.
@@ -30,14 +31,22 @@ const PROBE_QUEUE: usize = 32;
 #[derive(Debug, Clone)]
 pub(crate) enum Route {
     Relay { leg: Arc<Leg>, flow: FlowId, counts: Arc<RelayFlow> },
-    Direct(SocketAddr),
+    Direct(DirectRoute),
+}
+
+/// From one of the node's sockets to an address.
+#[derive(Debug, Clone)]
+pub(crate) struct DirectRoute {
+    /// None: the data socket.
+    pub(crate) side: Option<Arc<SideSocket>>,
+    pub(crate) remote: SocketAddr,
 }
 
 impl Route {
     pub(crate) fn destination(&self) -> SocketAddr {
         match self {
             Self::Relay { leg, .. } => leg.relay,
-            Self::Direct(addr) => *addr,
+            Self::Direct(direct) => direct.remote,
         }
     }
 }
@@ -87,6 +96,8 @@ pub(crate) enum Command {
     Candidates(Vec<SocketAddr>),
     /// How a relay of our choosing sees the other node.
     PeerAddress(SocketAddr),
+    /// Sockets that were opened for guessing; a relay saw the first of them.
+    SocketsOpened(Vec<Opened>),
     /// Direct paths are allowed, or not.
     DirectAllowed(bool),
 }

@@ -1,5 +1,6 @@
 //! A session: one QUIC connection from end to end, and the task that keeps a path under it.
 
+mod guess;
 mod warm;
 
 use std::collections::BTreeMap;
@@ -9,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use quinn::{FrameStats, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
-use sluice_path::{Activity, Agent, Event, Kind, Path, Probe, Reason};
+use sluice_path::{Activity, Agent, Event, Kind, Pair, Path, Probe, Reason, SocketId};
 use sluice_proto::wire::control::{self, control::Kind as ControlKind};
 use sluice_proto::wire::{code, session as wire_session};
 use sluice_proto::{PeerId, RelayAddr, RelayFlow};
@@ -18,8 +19,10 @@ use tokio::sync::watch;
 use crate::epoch::{EpochFactory, PathEpoch};
 use crate::knock::{ProbeSeal, decode_candidates, encode_candidates};
 use crate::node::{Inner, Target};
-use crate::peer::{Command, DIRECT, Inputs, Peer, RelayedPath, Route};
+use crate::peer::{Command, DIRECT, DirectRoute, Inputs, Peer, RelayedPath, Route};
 use crate::tls;
+
+pub(crate) use guess::Guessing;
 
 /// Largest QUIC packet: with a frame's header it fits an Ethernet packet over IPv6.
 const MTU_MAX: u16 = 1420;
@@ -156,6 +159,7 @@ impl Session {
             warm: warm_sender,
             target,
             direct_allowed: false,
+            sides: guess::OwnSides::new(node.clone()),
             known: Vec::new(),
             on_trial: None,
             silence: Silence::default(),
@@ -226,10 +230,7 @@ impl Session {
     /// Where this node may be reached, to be told to the other side once that is allowed.
     #[must_use]
     pub fn local_candidates(&self) -> wire_session::Candidates {
-        wire_session::Candidates {
-            addresses: encode_candidates(&self.node.local_candidates()),
-            nat: None,
-        }
+        wire_session::Candidates { addresses: encode_candidates(&self.node.local_candidates()) }
     }
 
     /// Where the other side says it may be reached.
@@ -297,6 +298,7 @@ struct Driver {
     /// Tenants knock; providers wait.
     target: Option<Target>,
     direct_allowed: bool,
+    sides: guess::OwnSides,
     known: Vec<warm::Known>,
     /// The path that the packets take while the one in use is doubted, if the doubt is ours.
     on_trial: Option<Path>,
@@ -365,6 +367,8 @@ const fn demanding(sent: &FrameStats) -> u64 {
 impl Driver {
     async fn run(mut self, mut inputs: Inputs, relayed: RelayedPath) {
         let mut link_changes = self.node.link_changes.subscribe();
+        let mut nat = self.node.nat.subscribe();
+        self.learn_nat(&mut nat);
         let relays = self.target.iter_mut().flat_map(|t| std::mem::take(&mut t.relays));
         let relays = std::iter::once(relayed.link.relay()).chain(relays).collect();
         self.add_relayed(relayed);
@@ -387,6 +391,7 @@ impl Driver {
                 }
                 // The sender lives as long as the node.
                 _ = link_changes.changed() => {}
+                _ = nat.changed() => self.learn_nat(&mut nat),
                 () = self.peer.wake.notified() => {}
                 () = clock.sleep_until(wake_at) => {}
             }
@@ -492,6 +497,7 @@ impl Driver {
             }
             Command::Candidates(list) => self.agent.add_candidates(&list, now),
             Command::PeerAddress(address) => self.agent.set_peer_address(address, now),
+            Command::SocketsOpened(opened) => self.agent.sockets_opened(&opened, now),
             Command::DirectAllowed(allowed) => {
                 self.direct_allowed = allowed;
                 for relayed in self.relays.values() {
@@ -559,10 +565,13 @@ impl Driver {
             return;
         };
         if let Path::Direct(pair) = from
-            && self.is_anothers(&pair.remote)
+            && self.is_anothers(&pair)
         {
             // QUIC from there belongs to another session of the same two nodes; or somebody
             // writes a false sender on its probes. This session stays where it is.
+            return;
+        }
+        if matches!(probe, Probe::Guess { .. }) && !self.may_guess() {
             return;
         }
         let now = self.node.clock.now();
@@ -573,38 +582,36 @@ impl Driver {
         self.agent.handle_probe(from, probe, now);
     }
 
-    fn is_anothers(&self, addr: &SocketAddr) -> bool {
-        self.node.tables.direct.read().get(addr).is_some_and(|p| !Arc::ptr_eq(p, &self.peer))
+    fn is_anothers(&self, pair: &Pair) -> bool {
+        self.node.tables.direct.read().get(pair).is_some_and(|p| !Arc::ptr_eq(p, &self.peer))
     }
 
     /// Sends what the agent wants sent, does what it wants done.
     fn drain(&mut self) {
-        let now = self.node.clock.now();
         while let Some(event) = self.agent.poll_event() {
             match event {
                 Event::Selected { path, reason, old_dead } => self.select(path, reason, old_dead),
                 Event::Tried { path, ours } => self.try_out(path, ours),
                 Event::Returned { path } => self.return_to(path),
                 Event::Proven(pair) => {
-                    if self.node.tables.claim_direct(pair.remote, &self.peer) {
+                    if self.node.tables.claim_direct(pair, &self.peer) {
                         self.node.tables.changed();
                     }
                 }
                 Event::Forgotten(pair) => {
-                    if !self.is_anothers(&pair.remote) {
-                        self.node.tables.direct.write().remove(&pair.remote);
+                    if !self.is_anothers(&pair) {
+                        self.node.tables.direct.write().remove(&pair);
                         self.node.tables.changed();
                     }
                 }
-                // Ports are guessed only by nodes that can open more sockets.
-                Event::OpenSockets { .. } => self.agent.sockets_opened(&[], now),
-                Event::CloseSocket(_) => {}
+                Event::OpenSockets { count, observe } => self.open_sockets(count, observe),
+                Event::CloseSocket(socket) => self.sides.close(socket),
             }
         }
         while let Some((path, probe)) = self.agent.poll_transmit() {
             let Some(sealed) = self.seal.as_ref().and_then(|s| s.seal(probe)) else { continue };
             match path {
-                Path::Direct(pair) => self.node.socket.send_one(pair.remote, &sealed),
+                Path::Direct(pair) => self.node.socket.send_probe(pair, &sealed),
                 Path::Relay(number) => {
                     if let Some(relayed) = self.relays.get(&number) {
                         self.node.socket.send_relayed(&relayed.route, &sealed);
@@ -616,7 +623,12 @@ impl Driver {
 
     fn route_of(&self, path: Path) -> Option<Route> {
         match path {
-            Path::Direct(pair) => Some(Route::Direct(pair.remote)),
+            Path::Direct(pair) => {
+                let side = self.node.socket.sides.get(pair.socket);
+                let missing = side.is_none() && pair.socket != SocketId::DATA;
+                let remote = pair.remote;
+                (!missing).then_some(Route::Direct(DirectRoute { side, remote }))
+            }
             Path::Relay(number) => self.relays.get(&number).map(|relayed| relayed.route.clone()),
         }
     }

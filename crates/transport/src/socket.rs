@@ -19,11 +19,14 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use quinn::{AsyncUdpSocket, UdpPoller};
 use quinn_udp::{RecvMeta, Transmit};
+use sluice_path::{Pair, Path, SocketId};
 use sluice_proto::frame::HEADER_LEN;
 use tokio::sync::Notify;
 
+use crate::knock::PROBE_LEN;
 use crate::network::Port;
-use crate::peer::{Outgoing, Peer, Route};
+use crate::peer::{DirectRoute, Outgoing, Peer, Route};
+use crate::side::Sides;
 use crate::stream::Carried;
 use crate::tables::{Tables, canonical, fake_index, to_quinn};
 use crate::{Clock, Network};
@@ -70,6 +73,7 @@ pub(crate) struct DataSocket {
     appended: AtomicU64,
     receiver: Mutex<Option<Waker>>,
     pub(crate) carried: Arc<Carried>,
+    pub(crate) sides: Sides,
 }
 
 impl DataSocket {
@@ -96,6 +100,7 @@ impl DataSocket {
             appended: AtomicU64::new(0),
             receiver: Mutex::default(),
             carried: Arc::default(),
+            sides: Sides::default(),
         })
     }
 
@@ -134,6 +139,28 @@ impl DataSocket {
     pub(crate) fn send_udp(&self, to: SocketAddr, bytes: &[u8]) {
         if let Err((_, error)) = self.kernel_send(to, bytes, bytes.len(), None) {
             tracing::trace!(%to, %error, "datagram not sent");
+        }
+    }
+
+    /// A probe came from node to node: it is the session's that it names.
+    pub(crate) fn take_probe(&self, from: Path, bytes: &[u8]) {
+        let session = bytes.get(1..9).filter(|_| bytes.len() == PROBE_LEN);
+        let session = session.and_then(|b| b.try_into().ok()).map(u64::from_be_bytes);
+        let peer = session.and_then(|s| self.tables.probes.read().get(&s).cloned());
+        match peer {
+            Some(peer) => peer.probe(from, bytes),
+            None => {
+                self.stats.stranger.fetch_add(1, Relaxed);
+            }
+        }
+    }
+
+    /// Sends a probe of a session from one of the node's sockets.
+    pub(crate) fn send_probe(&self, pair: Pair, bytes: &[u8]) {
+        if pair.socket == SocketId::DATA {
+            self.send_one(pair.remote, bytes);
+        } else if let Some(side) = self.sides.get(pair.socket) {
+            side.send(pair.remote, bytes, bytes.len(), None);
         }
     }
 
@@ -199,7 +226,9 @@ impl DataSocket {
         if batch.bytes.is_empty() {
             return Ok(());
         }
-        if let Some(route) = &outgoing.route {
+        if let Some(Route::Direct(DirectRoute { side: Some(side), remote })) = &outgoing.route {
+            side.send(*remote, &batch.bytes, batch.segment, batch.ecn);
+        } else if let Some(route) = &outgoing.route {
             let sent = self.send_batch(route.destination(), &batch.bytes, batch.segment, batch.ecn);
             if let Err((sent, error)) = sent {
                 batch.bytes.drain(..sent);
@@ -407,6 +436,13 @@ impl AsyncUdpSocket for DataSocket {
             let mut one = RecvMeta::default();
             let Poll::Ready(received) = self.port.poll_receive(cx, bufs, &mut one) else {
                 sorter.wake_when_released(cx.waker(), self);
+                if self.sides.wake_when_arrived(cx.waker())
+                    && let Some(one) = self.sides.take(&mut bufs[0])
+                {
+                    meta[0] = one;
+                    cx.waker().wake_by_ref();
+                    return Poll::Ready(Ok(1));
+                }
                 return Poll::Pending;
             };
             if received? {

@@ -6,8 +6,11 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
+use sluice_path::Pair;
+use sluice_proto::frame::Observed;
 use sluice_proto::{FlowId, RelayFlow};
+use tokio::sync::mpsc;
 
 use crate::leg::Leg;
 use crate::peer::{Command, Peer};
@@ -70,8 +73,10 @@ pub(crate) struct Tables {
     pub(crate) flows: RwLock<HashMap<(SocketAddr, FlowId), FlowEntry>>,
     /// Legs by the relay's address. QUIC from there is heard.
     pub(crate) legs: RwLock<HashMap<SocketAddr, Option<Arc<Leg>>>>,
-    /// Addresses that completed a sealed probe.
-    pub(crate) direct: RwLock<HashMap<SocketAddr, Arc<Peer>>>,
+    /// Addresses that completed a sealed probe, each at its socket.
+    pub(crate) direct: RwLock<HashMap<Pair, Arc<Peer>>>,
+    /// Who waits for a relay's answer to an observe frame, by its token.
+    pub(crate) observers: Mutex<HashMap<u64, mpsc::UnboundedSender<Observed>>>,
     /// Sessions by the number that their probes carry.
     pub(crate) probes: RwLock<HashMap<u64, Arc<Peer>>>,
     /// Changes whenever `flows` or `direct` do, so that look-ups may be remembered.
@@ -124,9 +129,9 @@ impl Tables {
         }
     }
 
-    /// QUIC from `addr` belongs to `peer`, unless it is another session's. Whether that is news.
-    pub(crate) fn claim_direct(&self, addr: SocketAddr, peer: &Arc<Peer>) -> bool {
-        match self.direct.write().entry(addr) {
+    /// QUIC from there belongs to `peer`, unless it is another session's. Whether that is news.
+    pub(crate) fn claim_direct(&self, pair: Pair, peer: &Arc<Peer>) -> bool {
+        match self.direct.write().entry(pair) {
             Entry::Occupied(_) => false,
             Entry::Vacant(vacant) => {
                 vacant.insert(peer.clone());

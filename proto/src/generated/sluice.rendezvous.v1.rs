@@ -23,9 +23,6 @@ pub struct Knock {
     /// a new flow for a session that stands
     #[prost(bool, tag = "8")]
     pub resume: bool,
-    /// with `candidates`
-    #[prost(message, optional, tag = "9")]
-    pub nat: ::core::option::Option<Nat>,
 }
 /// Payload of the second Noise IK message, provider to tenant.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -36,9 +33,6 @@ pub struct Welcome {
     pub candidates: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
     #[prost(fixed64, tag = "3")]
     pub incarnation: u64,
-    /// with `candidates`
-    #[prost(message, optional, tag = "4")]
-    pub nat: ::core::option::Option<Nat>,
 }
 /// What a tenant needs to reach a provider; encoded, signed by the provider's node key over
 /// "sluice ticket v1" || encoded Ticket, and printed in base 58 after "sluice1".
@@ -84,7 +78,7 @@ pub struct SignedTicket {
 /// Plaintext of a probe, sealed with the rendezvous' transport keys.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Probe {
-    #[prost(oneof = "probe::Kind", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "probe::Kind", tags = "1, 2, 3, 4, 5, 6")]
     pub kind: ::core::option::Option<probe::Kind>,
 }
 /// Nested message and enum types in `Probe`.
@@ -101,6 +95,8 @@ pub mod probe {
         Trial(super::Trial),
         #[prost(message, tag = "5")]
         Guess(super::Guess),
+        #[prost(message, tag = "6")]
+        Nat(super::Nat),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -68,8 +68,6 @@ pub struct Ready {
 pub struct Candidates {
     #[prost(bytes = "bytes", repeated, tag = "1")]
     pub addresses: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
-    #[prost(message, optional, tag = "2")]
-    pub nat: ::core::option::Option<super::super::rendezvous::v1::Nat>,
 }
 /// The relays at which the provider can be reached now, best first; those of the ticket may be gone.
 /// At most 8.

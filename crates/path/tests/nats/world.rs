@@ -302,7 +302,6 @@ impl World {
         let now = self.now;
         let other = &self.homes[1 - home];
         let survey = other.survey.as_ref().expect("a survey");
-        let nat = survey.nat();
         let host = Candidate::host(SocketAddr::from(([192, 168, 1, 2], local_port(0))));
         let seen = survey
             .relays()
@@ -313,7 +312,6 @@ impl World {
             to_tell(seen.chain([host]).collect()).into_iter().map(|c| c.address).collect();
         let seen = survey.relays()[0].map(|(address, _)| address);
         let agent = &mut self.homes[home].agent;
-        agent.set_peer_nat(nat, now);
         agent.set_peer_address(seen.expect("seen"), now);
         agent.add_candidates(&list, now);
     }

@@ -12,13 +12,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::Waker;
 
 use quinn_udp::RecvMeta;
-use sluice_path::Path;
+use sluice_path::{Pair, Path};
 use sluice_proto::FlowId;
 use sluice_proto::frame::{self, FrameType, HEADER_LEN, Header};
 
 use super::DataSocket;
 use crate::knock::PROBE_LEN;
 use crate::leg::Leg;
+use crate::observe;
 use crate::peer::{DIRECT, Peer};
 use crate::tables::{FlowEntry, canonical, to_quinn};
 
@@ -187,7 +188,7 @@ impl Sorter {
     fn judge(&mut self, socket: &DataSocket, from: SocketAddr, bytes: &[u8]) -> Verdict {
         let first = *bytes.first()?;
         if first == frame::PROBE {
-            self.take_probe(socket, from, bytes);
+            socket.take_probe(Path::direct(from), bytes);
             return None;
         }
         if !frame::is_frame(first) {
@@ -198,10 +199,10 @@ impl Sorter {
             FrameType::KeepaliveAck | FrameType::Challenge => {
                 take_control(socket, from, bytes, h, self.streamed).then_some(None)
             }
-            FrameType::Keepalive
-            | FrameType::ChallengeEcho
-            | FrameType::Observe
-            | FrameType::Observed => None,
+            FrameType::Observed => {
+                observe::take_observed(&socket.tables, from, bytes).then_some(None)
+            }
+            FrameType::Keepalive | FrameType::ChallengeEcho | FrameType::Observe => None,
         });
         verdict.unwrap_or_else(|| {
             socket.stats.bad_frame.fetch_add(1, Relaxed);
@@ -215,7 +216,7 @@ impl Sorter {
         {
             return Some(direct_verdict(peer, len));
         }
-        if let Some(peer) = socket.tables.direct.read().get(&from) {
+        if let Some(peer) = socket.tables.direct.read().get(&Pair::data(from)) {
             self.direct = Some((from, peer.clone()));
             return Some(direct_verdict(peer, len));
         }
@@ -262,18 +263,6 @@ impl Sorter {
             return None;
         }
         Some(Some((entry.peer.addr, HEADER_LEN)))
-    }
-
-    fn take_probe(&mut self, socket: &DataSocket, from: SocketAddr, bytes: &[u8]) {
-        let session = bytes.get(1..9).filter(|_| bytes.len() == PROBE_LEN);
-        let session = session.and_then(|b| b.try_into().ok()).map(u64::from_be_bytes);
-        let peer = session.and_then(|s| socket.tables.probes.read().get(&s).cloned());
-        match peer {
-            Some(peer) => peer.probe(Path::direct(from), bytes),
-            None => {
-                socket.stats.stranger.fetch_add(1, Relaxed);
-            }
-        }
     }
 
     /// Keeps a frame of a flow that a rendezvous may be about to open. The tag is checked first.

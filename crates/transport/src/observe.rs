@@ -1,0 +1,114 @@
+//! Asks relays how they see this node's sockets.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_path::RelayPort;
+use sluice_proto::frame::{self, FrameType, HEADER_LEN, Observe, Observed};
+use tokio::sync::mpsc;
+
+use crate::leg::Leg;
+use crate::node::Inner;
+use crate::side::SideSocket;
+use crate::tables::Tables;
+
+/// Questions and the answers to them. Dropping it forgets what was not answered.
+#[derive(Debug)]
+pub(crate) struct Observer {
+    node: Arc<Inner>,
+    answers: mpsc::UnboundedReceiver<Observed>,
+    /// Whoever receives gives each answer to who asked. Each question has at most one answer.
+    sender: mpsc::UnboundedSender<Observed>,
+    tokens: Vec<u64>,
+}
+
+impl Observer {
+    pub(crate) fn new(node: Arc<Inner>) -> Self {
+        let (sender, answers) = mpsc::unbounded_channel();
+        Self { node, answers, sender, tokens: Vec::new() }
+    }
+
+    /// Sends a question to a relay, from a side socket or the data socket.
+    pub(crate) fn ask(
+        &mut self,
+        leg: &Leg,
+        from: Option<&SideSocket>,
+        to: RelayPort,
+        question: &Observe,
+    ) {
+        let to = match to {
+            RelayPort::Main => leg.relay,
+            RelayPort::Alternate => match leg.alternate {
+                Some(alternate) => alternate,
+                None => return,
+            },
+        };
+        self.node.tables.observers.lock().insert(question.token, self.sender.clone());
+        self.tokens.push(question.token);
+        let frame = leg.control_frame(FrameType::Observe, &question.encode());
+        match from {
+            Some(side) => side.send(to, &frame, frame.len(), None),
+            None => self.node.socket.send_one(to, &frame),
+        }
+    }
+
+    /// The next answer.
+    pub(crate) async fn answer(&mut self) -> Option<Observed> {
+        self.answers.recv().await
+    }
+
+    /// How a relay sees a side socket; asks `tries` times, `again` apart.
+    pub(crate) async fn see(
+        &mut self,
+        leg: &Leg,
+        side: &SideSocket,
+        tries: u32,
+        again: Duration,
+    ) -> Option<SocketAddr> {
+        let token = self.node.random.number();
+        let clock = self.node.clock.clone();
+        for _ in 0..tries {
+            let question = Observe { token, from_other_port: false, to_port: None };
+            self.ask(leg, Some(side), RelayPort::Main, &question);
+            if let Ok(Some(seen)) = clock.timeout(again, self.answer()).await {
+                return Some(seen.address);
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        let mut observers = self.node.tables.observers.lock();
+        for token in &self.tokens {
+            observers.remove(token);
+        }
+    }
+}
+
+/// Takes a relay's answer, at whichever socket it arrived and from whichever of its ports. False: it
+/// is not a relay's.
+pub(crate) fn take_observed(tables: &Tables, from: SocketAddr, bytes: &[u8]) -> bool {
+    let Ok(header) = frame::peek(bytes) else { return false };
+    if header.kind != FrameType::Observed {
+        return false;
+    }
+    let legs = tables.legs.read();
+    let leg = legs.values().flatten().find(|leg| {
+        leg.own_flow == header.flow && (leg.relay.ip() == from.ip()) && leg.admit_unseen(bytes)
+    });
+    let leg = leg.cloned();
+    drop(legs);
+    if !leg.is_some_and(|leg| leg.admit(bytes, header)) {
+        return false;
+    }
+    let Some(observed) = Observed::decode(&bytes[HEADER_LEN..]) else { return false };
+    let observer = tables.observers.lock().remove(&observed.token);
+    if let Some(observer) = observer {
+        // Whoever asked may have gone.
+        let _ = observer.send(observed);
+    }
+    true
+}

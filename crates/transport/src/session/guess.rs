@@ -1,0 +1,115 @@
+//! The sockets that a session opens for its NAT's port to be guessed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sluice_path::{Opened, SocketId};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+
+use super::Driver;
+use crate::node::Inner;
+use crate::observe::Observer;
+use crate::peer::{Command, Route};
+use crate::side::SideSocket;
+use crate::survey::NatState;
+
+/// A relay is asked again after this how it sees a socket ..
+const SEE_AGAIN: Duration = Duration::from_millis(250);
+/// .. so often in all.
+const SEE_TRIES: u32 = 4;
+/// One session of a node guesses at a time, for this long: its NAT has only so many entries.
+const GUESSING: Duration = Duration::from_secs(5);
+
+/// Which session guesses, by its number, and until when.
+#[derive(Debug, Default)]
+pub(crate) struct Guessing(Option<(u64, Instant)>);
+
+/// The side sockets of one session. Dropping it closes them.
+#[derive(Debug)]
+pub(super) struct OwnSides {
+    node: Arc<Inner>,
+    open: Vec<(SocketId, OwnedSemaphorePermit)>,
+}
+
+impl OwnSides {
+    pub(super) const fn new(node: Arc<Inner>) -> Self {
+        Self { node, open: Vec::new() }
+    }
+
+    /// Opens as many as the node's bound on NAT entries leaves room for.
+    fn open(&mut self, count: u16) -> Vec<Arc<SideSocket>> {
+        let mut permits = Vec::new();
+        for _ in 0..count {
+            match self.node.nat_entries.clone().try_acquire_owned() {
+                Ok(permit) => permits.push(permit),
+                Err(_) => break,
+            }
+        }
+        let socket = &self.node.socket;
+        let sides = socket.sides.open(&self.node.network, socket, permits.len());
+        self.open.extend(sides.iter().map(|side| side.id).zip(permits));
+        sides
+    }
+
+    pub(super) fn close(&mut self, socket: SocketId) {
+        self.open.retain(|(id, _)| *id != socket);
+        self.node.socket.sides.close(socket);
+    }
+}
+
+impl Drop for OwnSides {
+    fn drop(&mut self) {
+        for (socket, _) in &self.open {
+            self.node.socket.sides.close(*socket);
+        }
+    }
+}
+
+impl Driver {
+    pub(super) fn learn_nat(&mut self, nat: &mut watch::Receiver<NatState>) {
+        let state = nat.borrow_and_update().clone();
+        let now = self.node.clock.now();
+        self.agent.set_nat_entries_max(self.node.nat_entries_max());
+        self.agent.set_nat(state.nat, now);
+    }
+
+    /// Whether this session may guess now, so that no other one does at the same time.
+    pub(super) fn may_guess(&self) -> bool {
+        let now = self.node.clock.now();
+        let mut guessing = self.node.guessing.lock();
+        let us = self.peer.index;
+        let free = guessing.0.is_none_or(|(who, until)| who == us || until <= now);
+        if free {
+            guessing.0 = Some((us, now + GUESSING));
+        }
+        free
+    }
+
+    pub(super) fn open_sockets(&mut self, count: u16, observe: bool) {
+        let now = self.node.clock.now();
+        let sides = self.sides.open(count);
+        tracing::debug!(wanted = count, opened = sides.len(), "sockets for guessing");
+        let mut opened: Vec<Opened> = sides
+            .iter()
+            .map(|side| Opened {
+                socket: side.id,
+                local_port: side.local_port(),
+                observed_port: None,
+            })
+            .collect();
+        let leg = self.relays.values().find_map(|relayed| match &relayed.route {
+            Route::Relay { leg, .. } => Some(leg.clone()),
+            Route::Direct(_) => None,
+        });
+        let (Some(leg), Some(first), true) = (leg, sides.first().cloned(), observe) else {
+            return self.agent.sockets_opened(&opened, now);
+        };
+        drop(sides);
+        let (node, peer) = (self.node.clone(), self.peer.clone());
+        tokio::spawn(async move {
+            let seen = Observer::new(node).see(&leg, &first, SEE_TRIES, SEE_AGAIN).await;
+            opened[0].observed_port = seen.map(|seen| seen.port());
+            peer.command(Command::SocketsOpened(opened));
+        });
+    }
+}
