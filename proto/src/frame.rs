@@ -36,7 +36,8 @@ pub const COUNTER_MAX: u64 = (1 << 48) - 1;
 pub enum FrameType {
     /// A packet from node to node: QUIC, or a probe.
     Data = 0x80,
-    /// Client to relay on its own flow: still here. Payload: 18 bytes, any.
+    /// Client to relay on its own flow: still here. Payload: 18 bytes or more, any; a longer one
+    /// tries whether long packets arrive.
     Keepalive = 0x81,
     /// Relay to client: the answer. Payload: how the relay sees the client, 18 bytes
     /// (address as IPv6, mapped if IPv4, and port).

@@ -127,6 +127,30 @@ async fn an_idle_link_notices_that_udp_is_blocked_and_can_still_be_reached() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn udp_that_lets_only_small_packets_through_is_not_taken_to_work() {
+    let relay = start_relay().await;
+    let (wire, addr) = wired(&relay).await;
+    let (tries, mut tried) = tokio::sync::mpsc::unbounded_channel();
+    wire.meddle(Box::new(move |_, bytes| {
+        let small = bytes.len() < 1000;
+        if !small {
+            let _ = tries.send(bytes[0]);
+        }
+        if small { vec![bytes.to_vec()] } else { Vec::new() }
+    }));
+    let provider = Party::provider_by(addr, lab::Fast::clock()).await;
+    assert!(*provider.link.over_tcp().borrow());
+    let tenant = Party::tenant(relay_addr(&relay)).await;
+    let (ours, theirs) = session(&tenant, &provider).await;
+    works(&ours, &theirs).await;
+    for _ in 0..6 {
+        soon("UDP is tried", async { while tried.recv().await.expect("a try") != 0x81 {} }).await;
+        works(&ours, &theirs).await;
+        assert!(*provider.link.over_tcp().borrow());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_else_answers_on_the_tcp_port_is_not_taken_for_the_relay() {
     let (relay, other) = (start_relay().await, start_relay().await);
     let (wire, addr) = wired(&relay).await;

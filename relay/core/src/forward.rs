@@ -407,7 +407,7 @@ fn classify(segment: &[u8]) -> Class {
     match header.kind {
         // A challenge is no larger than what it answers.
         FrameType::Data if payload >= CHALLENGE_LEN => Class::Data(header.flow),
-        FrameType::Keepalive if payload == KEEPALIVE_LEN => Class::Own(header.kind, header.flow),
+        FrameType::Keepalive if payload >= KEEPALIVE_LEN => Class::Own(header.kind, header.flow),
         FrameType::Observe if payload == OBSERVE_LEN => Class::Own(header.kind, header.flow),
         FrameType::ChallengeEcho if payload == CHALLENGE_LEN => {
             Class::Own(header.kind, header.flow)

@@ -26,7 +26,7 @@ pub struct ReturnAddress {
 
 /// Largest frame: an Ethernet packet's. So a provisional flow's few packets are small ones.
 pub(crate) const FRAME_MAX: usize = 1500;
-/// Payload of a keepalive and of its answer.
+/// Least payload of a keepalive, and that of its answer.
 pub(crate) const KEEPALIVE_LEN: usize = 18;
 /// Payload of a challenge and of its echo.
 pub(crate) const CHALLENGE_LEN: usize = 8;

@@ -203,7 +203,11 @@ fn a_keepalive_is_answered_with_the_address_seen_and_nothing_larger() {
     let (header, payload) = p.tenant.open(frame);
     assert_eq!((header.kind, header.flow), (FrameType::KeepaliveAck, p.tenant.own_flow));
     assert_eq!(payload[10..], [0xFF, 0xFF, 192, 0, 2, 3, 0x03, 0xE8]);
-    // On another leg's flow, or with another payload, it is dropped.
+    // A longer one, which tries what arrives, gets the same.
+    let long = p.tenant.frame(FrameType::Keepalive, p.tenant.own_flow, &[0; 1200]);
+    let out = p.lab.one(p.tenant.addr, &long);
+    assert!(matches!(&out[..], [Out::Answer { frame, .. }] if frame.len() == keepalive.len()));
+    // On another leg's flow, or with a shorter payload, it is dropped.
     for (flow, len) in [(p.holder.own_flow, 18), (p.tenant.own_flow, 17), (p.at_tenant, 18)] {
         let bad = p.tenant.frame(FrameType::Keepalive, flow, &vec![0; len]);
         assert_eq!(p.lab.one(p.tenant.addr, &bad), []);

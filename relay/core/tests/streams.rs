@@ -1,5 +1,7 @@
 //! Bounds on TCP connections, and the addresses made up for them.
 
+#![allow(clippy::disallowed_methods, reason = "any instant to begin with")]
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 

@@ -42,8 +42,9 @@ const STEADY: Duration = Duration::from_secs(60);
 const LINGER: Duration = Duration::from_secs(2);
 const TELLS: u32 = 4;
 
-/// Payload of a keepalive frame: nothing.
-const KEEPALIVE: [u8; 18] = [0; 18];
+/// Payload of a keepalive frame that asks or tries: nothing, as long as the smallest packet that
+/// each path must carry (RFC 9000, 14). UDP that lets small packets through alone is of no use.
+const KEEPALIVE: [u8; 1200] = [0; 1200];
 
 /// Where a link's stream is kept while it has one.
 pub(crate) type Slot = Arc<Mutex<Option<Carriage>>>;
