@@ -44,7 +44,8 @@ async fn a_tenant_without_udp_reaches_a_provider_and_leaves_tcp_in_mid_download(
     assert_eq!(tenant.link.observed(), None, "TCP says nothing of UDP addresses");
     let (ours, theirs) = session(&tenant, &provider).await;
     path_on_tcp(&ours, true).await;
-    assert!(theirs.path().borrow().is_some_and(|p| !p.over_tcp), "the other end is on UDP");
+    // The other end is on UDP.
+    path_on_tcp(&theirs, false).await;
     works(&ours, &theirs).await;
     let bytes = noise(8_000_000, 5);
     assert!(carry(&theirs, &ours, &bytes).await == bytes);
@@ -83,8 +84,8 @@ async fn a_provider_without_udp_is_reached_and_a_direct_path_is_still_found() {
     // Only the way to the relay is blocked here.
     go_direct(&ours, &theirs).await;
     works(&ours, &theirs).await;
-    let path = theirs.path().borrow().expect("a path");
-    assert_eq!((path.kind, path.over_tcp), (PathKind::Direct, false));
+    path_on_tcp(&theirs, false).await;
+    assert_eq!(theirs.path().borrow().map(|p| p.kind), Some(PathKind::Direct));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
