@@ -13,9 +13,12 @@ use sluice_transport::Clock;
 use sluice_tunnel::Services;
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{Cli, Command, ConfigCommand, ConnectArgs, DemoArgs, ProvideArgs, RelayArgs};
+use crate::cli::{
+    Cli, Command, ConfigCommand, ConnectArgs, DemoArgs, DoctorArgs, ProvideArgs, RelayArgs,
+};
 use crate::config::{ChainChoice, Config, Expose, Finality, Map, parse_relay};
 use crate::demo::{self, DemoOptions};
+use crate::doctor::{self, DoctorOptions};
 use crate::roles::{
     Connect, ConnectOptions, Identity, Money, Provide, ProvideOptions, RelayOptions, Report,
     Reporter, start_relay, wait_for_stop,
@@ -42,9 +45,11 @@ pub fn run(cli: Cli) -> Result<()> {
     let runtime = start_runtime(cli.threads.unwrap_or(match cli.command {
         // The demo is three roles and a web server, all in one.
         Command::Demo(_) => 0,
-        Command::Relay(_) | Command::Provide(_) | Command::Connect(_) | Command::Config(_) => {
-            config.node.threads
-        }
+        Command::Relay(_)
+        | Command::Provide(_)
+        | Command::Connect(_)
+        | Command::Doctor(_)
+        | Command::Config(_) => config.node.threads,
     }))?;
     let done = runtime.block_on(async {
         match cli.command {
@@ -52,6 +57,7 @@ pub fn run(cli: Cli) -> Result<()> {
             Command::Relay(_) => run_relay(&config, cli.json).await,
             Command::Provide(_) => run_provide(&config, cli.json).await,
             Command::Connect(_) => run_connect(&config, cli.json).await,
+            Command::Doctor(args) => run_doctor(&config, args, cli.json).await,
             Command::Config(_) => Ok(()),
         }
     });
@@ -100,7 +106,7 @@ fn merge(config: &mut Config, command: &Command) -> Result<()> {
         Command::Relay(args) => merge_relay(config, args),
         Command::Provide(args) => return merge_provide(config, args),
         Command::Connect(args) => return merge_connect(config, args),
-        Command::Demo(_) | Command::Config(_) => {}
+        Command::Demo(_) | Command::Doctor(_) | Command::Config(_) => {}
     }
     Ok(())
 }
@@ -168,6 +174,39 @@ async fn run_demo(args: DemoArgs, json: bool) -> Result<()> {
         print(&bill.to_string());
     }
     anyhow::ensure!(bill.sha256_ok, "what came is not what was served");
+    Ok(())
+}
+
+async fn run_doctor(config: &Config, args: DoctorArgs, json: bool) -> Result<()> {
+    let parse = |s: &String| parse_relay(s).with_context(|| format!("--relay {s}"));
+    let mut relays: Vec<RelayAddr> = args.relay.iter().map(parse).collect::<Result<_>>()?;
+    let now = Clock::default().unix_time().as_secs();
+    if let Some(ticket) = args.ticket.as_deref() {
+        relays.extend(Ticket::decode(ticket, now)?.relays);
+    }
+    if relays.is_empty() {
+        relays.clone_from(&config.provide.relays);
+        // One that has expired still names relays, but so does the next ticket.
+        let ticket = config.connect.ticket.as_deref().map(|text| Ticket::decode(text, now));
+        relays.extend(ticket.and_then(Result::ok).into_iter().flat_map(|t| t.relays));
+    }
+    relays.sort_by_key(|relay| relay.addr);
+    relays.dedup();
+    let options = DoctorOptions {
+        relays,
+        bind: args.bind.unwrap_or(config.node.bind),
+        port_mapping: !args.no_port_mapping,
+    };
+    let found = tokio::select! {
+        found = doctor::examine(options) => found?,
+        why = wait_for_stop() => bail!("stopped by {why} before all was examined"),
+    };
+    if json {
+        print(&doctor::json(&found).to_string());
+    } else {
+        print(doctor::text(&found).trim_end());
+    }
+    anyhow::ensure!(found.relays.is_empty() || found.any_relay(), "no relay can be reached");
     Ok(())
 }
 

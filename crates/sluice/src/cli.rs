@@ -47,6 +47,11 @@ pub enum Command {
     Provide(ProvideArgs),
     /// Open a provider's services on local ports.
     Connect(ConnectArgs),
+    /// Find out what this network allows: NAT, UDP, relays, port mapping; and what to do about it.
+    ///
+    /// Asks the relays that are named here, in [provide] relays, or in the ticket in [connect]. Takes up
+    /// to 20 s and disturbs no running role. Fails when no relay can be reached.
+    Doctor(DoctorArgs),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -143,6 +148,22 @@ pub struct ConnectArgs {
     /// State directory: keys and ledger.
     #[arg(long, alias = "state", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+}
+
+/// `sluice doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// A ticket whose relays are asked.
+    pub ticket: Option<String>,
+    /// A relay, as it prints itself: `<peer id>@<ip>:<port>`. May be repeated.
+    #[arg(long, value_name = "RELAY")]
+    pub relay: Vec<String>,
+    /// Local address of the UDP socket [default: 0.0.0.0:0].
+    #[arg(long, value_name = "IP:PORT")]
+    pub bind: Option<SocketAddr>,
+    /// Do not ask the router to forward a port.
+    #[arg(long)]
+    pub no_port_mapping: bool,
 }
 
 /// `sluice config`.

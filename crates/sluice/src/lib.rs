@@ -5,6 +5,7 @@
 //! - [`demo`]: all three and a chain in one process.
 //! - [`config`]: `sluice.toml`, parsed into valid types at once, with errors for people.
 //! - [`state`]: one locked directory per role with its keys.
+//! - [`doctor`]: what this network allows, and what can be done about it.
 //! - [`bill`]: who paid whom for what.
 
 pub mod app;
@@ -12,5 +13,6 @@ pub mod bill;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod doctor;
 pub mod roles;
 pub mod state;
