@@ -60,12 +60,13 @@ fn ticket(relay: RelayAddr, expires_unix_s: u64) -> Result<String> {
 
 #[test]
 fn help_is_there_for_every_command() -> Result<()> {
-    let commands: [&[&str]; 8] = [
+    let commands: [&[&str]; 9] = [
         &[],
         &["demo"],
         &["relay"],
         &["provide"],
         &["connect"],
+        &["doctor"],
         &["config"],
         &["config", "check"],
         &["config", "example"],
@@ -250,6 +251,38 @@ fn ctrl_c_while_waiting_ends_it_at_once() -> Result<()> {
     tenant.signal(Signal::INT)?;
     failed(provider, &["stopped by Ctrl-C", "before a relay gave a reservation"])?;
     failed(tenant, &["stopped by Ctrl-C", "before there was a session"])
+}
+
+fn doctor(relays: &[&str]) -> Result<(Process, bool)> {
+    let mut process = Process::start("sluice doctor", sluice(), |c| {
+        c.args(["doctor", "--json", "--no-port-mapping", "--bind", "127.0.0.1:0"]);
+        c.args(relays.iter().flat_map(|relay| ["--relay", *relay]));
+    })?;
+    let went_well = process.wait()?.success();
+    Ok((process, went_well))
+}
+
+#[test]
+fn the_doctor_tells_which_relays_are_reached_and_fails_where_none_is() -> Result<()> {
+    let (lab, nowhere) = (Lab::free()?, nowhere()?.to_string());
+    let relay = lab.relay()?;
+    let (process, went_well) = doctor(&[&relay.address, &nowhere])?;
+    ensure!(went_well, "{}{}", process.output(), process.errors());
+    let found = process.events("doctor").pop().context("nothing was found")?;
+    let relays = found["relays"].as_array().context("relays")?;
+    let of = |address: &str| {
+        relays.iter().find(|r| r["relay"] == address).with_context(|| format!("{found}"))
+    };
+    let reached = of(&relay.address)?;
+    ensure!(reached["reached"] == "udp" && reached["rtt_ms"].as_f64() > Some(0.0), "{found}");
+    ensure!(of(&nowhere)?["reached"] == "no", "{found}");
+    ensure!(found["port_mapping"]["offered"] == "not asked", "{found}");
+    let advice = found["advice"].to_string();
+    ensure!(advice.contains(&nowhere), "{found}");
+    let (process, went_well) = doctor(&[&nowhere])?;
+    ensure!(!went_well && process.errors().contains("no relay can be reached"));
+    ensure!(process.events("doctor").len() == 1, "what was found is told all the same");
+    Ok(())
 }
 
 #[test]
