@@ -203,3 +203,36 @@ async fn a_session_over_tcp_survives_the_loss_of_its_stream() {
     works(&ours, &theirs).await;
     task.abort();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_carries_nothing_any_more_is_replaced_by_another() {
+    let relay = start_relay().await;
+    let provider = Party::provider(relay_addr(&relay)).await;
+    let (udp, addr) = wired(&relay).await;
+    udp.cut();
+    // The first connection is swallowed once it is told so; later ones work.
+    let listener = tokio::net::TcpListener::bind(lab::loopback()).await.expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    let upstream = relay.tcp_addr().expect("it listens");
+    let (swallow, mut swallowed) = tokio::sync::oneshot::channel::<()>();
+    let task = tokio::spawn(async move {
+        let (mut down, _) = listener.accept().await.expect("accepted");
+        let mut up = tokio::net::TcpStream::connect(upstream).await.expect("connected");
+        tokio::select! {
+            _ = tokio::io::copy_bidirectional(&mut down, &mut up) => {}
+            _ = &mut swallowed => {}
+        }
+        loop {
+            let (mut down, _) = listener.accept().await.expect("accepted");
+            let mut up = tokio::net::TcpStream::connect(upstream).await.expect("connected");
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut down, &mut up).await });
+        }
+    });
+    let tenant = Party::tenant(addr.with_tcp(NonZeroU16::new(port))).await;
+    let (ours, theirs) = session(&tenant, &provider).await;
+    works(&ours, &theirs).await;
+    swallow.send(()).expect("it listens");
+    works(&ours, &theirs).await;
+    assert_eq!(tenant.link.state().borrow().generation(), Some(1));
+    task.abort();
+}

@@ -26,6 +26,8 @@ const QUIET: Duration = Duration::from_secs(7);
 const ASKS: u32 = 3;
 /// .. and has so long to answer each of them: together about a second.
 const ANSWER_WITHIN: Duration = Duration::from_millis(350);
+/// Over a stream it is asked so many times that often.
+const STREAM_ASKS: u32 = 3;
 /// A relay that answered is not doubted again before.
 const TRUSTED: Duration = Duration::from_secs(1);
 /// Waits between dials that fail, or whose stream is soon lost: the first after one that was not,
@@ -127,7 +129,7 @@ impl Keeper {
         }
     }
 
-    /// Whether the relay answers over UDP.
+    /// Whether the relay answers the way that packets go now.
     async fn answers(&self) -> bool {
         let before = self.leg.heard();
         for _ in 0..ASKS {
@@ -143,9 +145,9 @@ impl Keeper {
     /// Returns once packets go over UDP again. True: because the stream is gone.
     async fn stay_on_stream(&self, retry: &mut Duration) -> bool {
         let Some(mut alive) = self.slot.lock().as_ref().map(Carriage::alive) else { return true };
-        let mut second = false;
+        let clock = &self.node.clock;
+        let (mut second, mut try_at) = (false, clock.now() + *retry);
         loop {
-            let wait = if second { ANSWER_WITHIN } else { *retry };
             tokio::select! {
                 biased;
                 nonce = self.leg.challenged_over_udp() => {
@@ -158,15 +160,35 @@ impl Keeper {
                     self.moved(false);
                     return true;
                 }
-                () = self.node.clock.sleep(wait) => {}
+                () = clock.sleep_until(try_at) => {
+                    let keepalive = self.leg.control_frame(FrameType::Keepalive, &KEEPALIVE);
+                    self.node.socket.send_udp(self.relay.addr, &keepalive);
+                    if second {
+                        *retry = (*retry * 2).min(RETRY_MAX);
+                    }
+                    second = !second;
+                    try_at = clock.now() + if second { ANSWER_WITHIN } else { *retry };
+                }
+                () = self.doubt.notified() => {
+                    if !self.stream_answers().await {
+                        *self.slot.lock() = None;
+                        self.moved(false);
+                        return true;
+                    }
+                    clock.sleep(TRUSTED).await;
+                }
             }
-            let keepalive = self.leg.control_frame(FrameType::Keepalive, &KEEPALIVE);
-            self.node.socket.send_udp(self.relay.addr, &keepalive);
-            if second {
-                *retry = (*retry * 2).min(RETRY_MAX);
-            }
-            second = !second;
         }
+    }
+
+    /// Whether the relay answers over the stream. What waits in front of a question takes its time.
+    async fn stream_answers(&self) -> bool {
+        for _ in 0..STREAM_ASKS {
+            if self.answers().await {
+                return true;
+            }
+        }
+        false
     }
 
     async fn return_to_udp(&self, nonce: &[u8]) {
