@@ -37,8 +37,8 @@ pub(crate) struct Leg {
 pub(crate) struct Answer {
     /// When it came.
     pub(crate) at: Instant,
-    /// How the relay sees this node.
-    pub(crate) observed: SocketAddr,
+    /// How the relay sees this node; over TCP it does not say.
+    pub(crate) observed: Option<SocketAddr>,
 }
 
 impl Leg {
@@ -68,7 +68,7 @@ impl Leg {
     pub(crate) fn take_answer(&self, payload: &[u8], at: Instant) {
         let Some((ip, port)) = payload.split_first_chunk::<16>() else { return };
         let Ok(port) = port.try_into().map(u16::from_be_bytes) else { return };
-        let observed = SocketAddr::new(IpAddr::from(*ip).to_canonical(), port);
+        let observed = (port != 0).then(|| SocketAddr::new(IpAddr::from(*ip).to_canonical(), port));
         *self.answered.lock() = Some(Answer { at, observed });
     }
 

@@ -623,8 +623,8 @@ impl Task {
             self.node.socket.send_one(up.leg.relay, &frame);
         }
         let Some(shared) = self.link.upgrade() else { return };
-        if let Some(answer) = answer
-            && shared.observed.lock().replace(answer.observed) != Some(answer.observed)
+        if let Some(observed) = answer.and_then(|answer| answer.observed)
+            && shared.observed.lock().replace(observed) != Some(observed)
         {
             self.node.addresses_changed();
         }

@@ -50,6 +50,7 @@ async fn a_tenant_without_udp_reaches_a_provider_and_leaves_tcp_in_mid_download(
     let bytes = noise(8_000_000, 5);
     assert!(carry(&theirs, &ours, &bytes).await == bytes);
     assert!(carry(&ours, &theirs, &bytes).await == bytes);
+    assert_eq!(tenant.link.observed(), None);
     let before = wire.carried();
     let more = noise(60_000_000, 6);
     let (got, ()) = tokio::join!(carry(&theirs, &ours, &more), async {
@@ -61,6 +62,7 @@ async fn a_tenant_without_udp_reaches_a_provider_and_leaves_tcp_in_mid_download(
     assert!(carry(&theirs, &ours, &bytes).await == bytes);
     assert!(wire.carried().0 > before.0 + 8_000_000, "the last download came over UDP");
     until("the stream is closed", || relay.stats().streams == 0).await;
+    until("the relay says how it sees it", || tenant.link.observed().is_some()).await;
     // One control connection saw it all.
     assert_eq!(tenant.link.state().borrow().generation(), Some(1));
     assert_eq!(relay.stats().flows.len(), 1);
