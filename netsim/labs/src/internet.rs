@@ -57,6 +57,21 @@ pub struct Home {
 }
 
 impl Home {
+    /// Gives its router another public address, as if the line had been down; the address. A carrier
+    /// in front keeps its own.
+    ///
+    /// # Errors
+    /// When there is no router.
+    pub fn renumber(&self) -> Result<Ipv4Addr> {
+        let router = self.router.as_ref().context("no router")?;
+        let [a, b, leg, _] = self.public.octets();
+        let (inner, addr) = (Ipv4Addr::new(a, b, leg, 1), Ipv4Addr::new(a, b, leg, 3));
+        router.ip(&format!(
+            "addr flush dev wan scope global\naddr add {addr}/24 dev wan\nroute add default via {inner}"
+        ))?;
+        Ok(addr)
+    }
+
     /// Puts one more machine on the LAN, at 192.168.1.`number`, on the interface `lan`.
     ///
     /// # Errors
