@@ -9,7 +9,7 @@ use tests::Curl;
 use crate::can_run;
 
 /// A session over relays alone, slow enough for a few kills in mid-download.
-const SLOW: Link = Link { up: 20_000_000, down: 20_000_000, ..Link::FIBRE };
+const SLOW: Link = Link { up: 40_000_000, down: 40_000_000, ..Link::FIBRE };
 /// Frames to each home after which a relay surely carries echoes from end to end, or packets.
 const WARM: u64 = 4;
 
