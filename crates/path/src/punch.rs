@@ -48,6 +48,9 @@ pub struct Opened {
     pub observed_port: Option<u16>,
 }
 
+/// Entries of the NAT's table that a node needs beside its guesses: relays, a survey, candidates.
+const ENTRIES_OTHERWISE: u16 = 40;
+
 /// What the opener does.
 #[derive(Debug)]
 enum Phase {
@@ -204,7 +207,7 @@ impl Punch {
             self.left = GUESSES_MAX;
             self.renew_after = (self.renew_after * 2).min(REST_MAX);
         }
-        self.left = self.left.min(self.entries_max);
+        self.left = self.left.min(self.entries_max.saturating_sub(ENTRIES_OTHERWISE));
         if self.left == 0 || self.peer_address.is_none() {
             return;
         }

@@ -207,7 +207,9 @@ impl World {
     }
 
     fn fly(&mut self, delay: Duration, flying: Flying) {
-        if self.chance() < self.loss {
+        // A session's stream repeats what is lost.
+        let reliable = matches!(flying.packet, Packet::Candidates);
+        if self.chance() < self.loss && !reliable {
             return;
         }
         self.sent += 1;
