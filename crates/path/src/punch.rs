@@ -49,7 +49,7 @@ pub struct Opened {
 }
 
 /// Entries of the NAT's table that a node needs beside its guesses: relays, a survey, candidates.
-const ENTRIES_OTHERWISE: u16 = 40;
+const ENTRIES_OTHERWISE: u16 = 20;
 
 /// What the opener does.
 #[derive(Debug)]

@@ -571,6 +571,7 @@ impl Driver {
             // writes a false sender on its probes. This session stays where it is.
             return;
         }
+        tracing::trace!(us = self.peer.index, ?from, ?probe, "probe received");
         if matches!(probe, Probe::Guess { .. }) && !self.may_guess() {
             return;
         }
