@@ -190,7 +190,7 @@ impl Stage {
         let tenant = scene.tenant(&home, 2).await?;
         let (ours, theirs) = scene.session(&tenant, &provider).await?;
         if case.loss.is_direct() {
-            allow_direct(&ours, &theirs);
+            scene.within("the candidates", allow_direct(&ours, &theirs)).await??;
             let there = scene.until_path(&ours, PathKind::Direct, Duration::from_secs(10)).await;
             ensure!(there.is_some(), "the session did not become direct");
         }
@@ -229,7 +229,7 @@ impl Stage {
             let (net, ours) = (self.scene.net.clone(), self.ours.clone());
             async move {
                 let (_, stream) = ours.connection().accept_bi().await?;
-                workload::read(|| net.elapsed(), stream, seed, |_| {}).await
+                workload::read(|| net.elapsed(), stream, seed, 0, |_| {}).await
             }
         });
         self.scene.sleep(steady).await;

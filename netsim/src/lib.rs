@@ -8,7 +8,7 @@
 //! - [`nat`]: RFC 4787's mappings, filters and allocators. [`class`] derives from them who can meet.
 //! - [`scene`]: relays, and nodes in homes. [`workload`]: what they carry.
 //! - [`check`]: onlookers that know nothing of the nodes' insides.
-//! - [`matrix`], [`failover`]: what the commands run.
+//! - [`matrix`], [`failover`], [`sim`]: what the commands run.
 //!
 //! **Architecture invariant:** nothing here is part of a node. Nodes and relays are driven through
 //! their public faces, and know of the simulator only a `Network`, a `Clock` and a `Random`.
@@ -23,5 +23,6 @@ pub mod net;
 pub mod pool;
 pub mod rng;
 pub mod scene;
+pub mod sim;
 pub mod time;
 pub mod workload;

@@ -2,13 +2,14 @@
 
 #![expect(clippy::disallowed_methods, reason = "people want to know how long a command took")]
 
+use std::ops::Range;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use netsim::figures::{self, Figure};
 use netsim::matrix::{self, Help};
-use netsim::{failover, pool};
+use netsim::{failover, pool, sim};
 
 /// Runs real nodes and relays on a simulated network.
 #[derive(Debug, Parser)]
@@ -20,10 +21,35 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// A random network with random faults, from a seed.
+    Sim(Sim),
     /// Every pair of NATs with every allocator: who meets, how fast, at what cost.
     Matrix(Many),
     /// What can be lost in the middle of a download: how long nothing arrives.
     Failover(Many),
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false, id = "which")]
+struct Which {
+    /// This seed.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// These seeds, such as 0..100.
+    #[arg(long, value_parser = parse_range)]
+    seeds: Option<Range<u64>>,
+}
+
+#[derive(Debug, Args)]
+struct Sim {
+    #[command(flatten)]
+    which: Which,
+    /// Run each twice and compare the digests of what was delivered.
+    #[arg(long)]
+    twice: bool,
+    /// End with one line of JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -45,9 +71,43 @@ fn main() -> Result<ExitCode> {
         .with_writer(std::io::stderr)
         .init();
     match Cli::parse().command {
+        Command::Sim(options) => run_sim(&options),
         Command::Matrix(options) => run_matrix(&options),
         Command::Failover(options) => run_failover(&options),
     }
+}
+
+fn parse_range(text: &str) -> Result<Range<u64>, String> {
+    let parts = text.split_once("..").and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    let (from, to) = parts.ok_or_else(|| format!("{text:?} is not a range such as 0..100"))?;
+    if from < to { Ok(from..to) } else { Err(format!("{text:?} holds no seed")) }
+}
+
+fn run_sim(options: &Sim) -> Result<ExitCode> {
+    let one = options.which.seed.map(|seed| seed..seed + 1);
+    let range = one.or_else(|| options.which.seeds.clone()).unwrap_or(0..1);
+    let seeds: Vec<u64> = range.collect();
+    let work = |seed: &u64| {
+        let summary = sim::run(*seed)?;
+        if options.twice {
+            let again = sim::run(*seed)?;
+            let (first, second) =
+                ((summary.digest, summary.packets), (again.digest, again.packets));
+            anyhow::ensure!(first == second, "seed {seed}: two runs differ: {first:?}, {second:?}");
+        }
+        Ok(summary)
+    };
+    let outcomes = pool::run(&seeds, work, |seed, outcome| match outcome {
+        Ok(summary) => say(&format!("seed {seed:4}  {:016x}  {summary}", summary.digest.value())),
+        Err(error) => say(&format!("FAILED: sim --seed {seed}: {error:#}")),
+    });
+    let failed = outcomes.iter().filter(|o| o.is_err()).count();
+    let figures = [
+        Figure::new("seeds that passed", (seeds.len() - failed) as f64, "", figures::Target::None),
+        Figure::new("seeds that failed", failed as f64, "", figures::Target::AtMost(0.0)),
+    ];
+    conclude(&figures, options.json);
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn run_matrix(options: &Many) -> Result<ExitCode> {

@@ -177,7 +177,10 @@ impl Case {
         let (ours, theirs) = scene.session(&tenant, &provider).await?;
         let times = crate::workload::first_bytes(&scene, &ours, &theirs).await?;
         let allowed = scene.net.elapsed();
-        allow_direct(&ours, &theirs);
+        let told = tokio::spawn({
+            let (ours, theirs) = (ours.clone(), theirs.clone());
+            async move { allow_direct(&ours, &theirs).await }
+        });
         let hopeless = self.class() == Class::Hopeless;
         let span = if hopeless { HOPELESS_WITHIN } else { DIRECT_WITHIN };
         let ours_at = scene.until_path(&ours, PathKind::Direct, span).await;
@@ -185,6 +188,7 @@ impl Case {
             Some(_) => scene.until_path(&theirs, PathKind::Direct, span).await,
             None => None,
         };
+        told.await??;
         let direct = ours_at.zip(theirs_at).map(|(a, b)| a.max(b) - allowed);
         let echoed = crate::workload::echo(&scene, &ours, &theirs, ECHOED).await?;
         ensure!(echoed, "the session carries nothing");

@@ -9,8 +9,8 @@ use sluice_proto::wire::{control, pay};
 use sluice_proto::{Invite, Keypair, RelayAddr, Ticket, Topic, sign};
 use sluice_relay::{Relay, RelayConfig};
 use sluice_transport::{
-    AcceptPolicy, Clock, LinkEvent, LinkState, Node, NodeConfig, NoiseKeys, PathKind, Random,
-    RelayLink, Session, send_message,
+    AcceptPolicy, Clock, LinkEvent, LinkState, MessageReader, Node, NodeConfig, NoiseKeys,
+    PathKind, Random, RelayLink, Session, send_message,
 };
 use tokio::sync::mpsc;
 
@@ -47,6 +47,8 @@ pub struct SimRelay {
     pub place: PlaceId,
     /// How to reach it.
     pub addr: RelayAddr,
+    /// Its line, as it was at first.
+    pub line: LinkSpec,
     config: RelayConfig,
     relay: Option<Relay>,
 }
@@ -73,9 +75,21 @@ pub struct Scene {
     pub net: Net,
     /// Its relays.
     pub relays: Vec<SimRelay>,
+    /// The homes, in the order in which they came.
+    pub sites: Vec<Site>,
+    /// How many homes were given another address.
+    pub renumbered: u8,
     /// What is random beside the network.
     pub rng: Rng,
-    homes: u8,
+}
+
+/// A home's host, and the gateways above it, the outermost first.
+#[derive(Debug, Clone)]
+pub struct Site {
+    /// The host.
+    pub host: PlaceId,
+    /// The gateways.
+    pub gateways: Vec<PlaceId>,
 }
 
 impl Scene {
@@ -86,7 +100,8 @@ impl Scene {
     pub async fn new(clock: Clock, seed: u64, lines: &[LinkSpec]) -> Result<Self> {
         let mut rng = Rng::new(seed);
         let net = Net::new(clock, rng.split());
-        let mut scene = Self { net, relays: Vec::new(), rng, homes: 0 };
+        let (relays, sites) = Default::default();
+        let mut scene = Self { net, relays, sites, renumbered: 0, rng };
         for line in lines {
             scene.add_relay(*line).await?;
         }
@@ -108,14 +123,13 @@ impl Scene {
         config.random = Random::seeded(self.rng.number());
         config.reset_key = self.rng.bytes();
         let relay = Relay::start(config.clone()).await.context("failed to start a relay")?;
-        self.relays.push(SimRelay { place, addr, config, relay: Some(relay) });
+        self.relays.push(SimRelay { place, addr, line, config, relay: Some(relay) });
         Ok(())
     }
 
     /// Adds a home and the host in it.
-    pub fn add_home(&mut self, home: &HomeSpec) -> (PlaceId, Vec<PlaceId>) {
-        self.homes += 1;
-        let number = self.homes;
+    pub fn add_home(&mut self, home: &HomeSpec) -> Site {
+        let number = self.sites.len() as u8 + 1;
         let mut gateways = Vec::new();
         let mut parent = self.net.core();
         let (mut up, mut down) = (home.up, home.down);
@@ -137,7 +151,10 @@ impl Scene {
             let v6 = Ipv6Addr::new(0x2001, 0xdb8, number.into(), 0, 0, 0, 0, 2);
             addresses.push(IpAddr::V6(v6));
         }
-        (self.net.add_host(parent, &addresses, up, down), gateways)
+        let host = self.net.add_host(parent, &addresses, up, down);
+        let site = Site { host, gateways };
+        self.sites.push(site.clone());
+        site
     }
 
     /// A provider that holds reservations at the first `relays` relays.
@@ -176,7 +193,7 @@ impl Scene {
     }
 
     fn party(&mut self, home: &HomeSpec, accept: AcceptPolicy) -> Result<Party> {
-        let (host, gateways) = self.add_home(home);
+        let Site { host, gateways } = self.add_home(home);
         let key = keypair(&mut self.rng);
         let noise = NoiseKeys::from_secret(self.rng.bytes())?;
         let node = Node::bind(NodeConfig {
@@ -275,16 +292,19 @@ impl Party {
     }
 }
 
-/// Allows direct paths at both ends: each tells the other, in the session, where it may be reached.
-pub fn allow_direct(tenant: &Session, provider: &Session) {
-    for (from, to) in [(tenant, provider), (provider, tenant)] {
-        tokio::spawn(tell_candidates(from.clone(), to.clone()));
-    }
+/// Allows direct paths at both ends, and tells each, in the session, where the other may be reached.
+///
+/// # Errors
+/// When the session is lost.
+pub async fn allow_direct(tenant: &Session, provider: &Session) -> Result<()> {
+    tenant.set_direct_allowed(true);
+    provider.set_direct_allowed(true);
+    tokio::try_join!(tell_candidates(tenant, provider), tell_candidates(provider, tenant))?;
+    Ok(())
 }
 
-/// Sends this side's candidates to the other side over a stream of the session.
-async fn tell_candidates(from: Session, to: Session) -> Result<()> {
-    from.set_direct_allowed(true);
+/// Sends one side's candidates to the other over a stream of the session.
+async fn tell_candidates(from: &Session, to: &Session) -> Result<()> {
     let send = async {
         let (mut stream, _) = from.connection().open_bi().await?;
         send_message(&mut stream, &from.local_candidates()).await?;
@@ -293,7 +313,7 @@ async fn tell_candidates(from: Session, to: Session) -> Result<()> {
     };
     let receive = async {
         let (_, stream) = to.connection().accept_bi().await?;
-        let mut reader = sluice_transport::MessageReader::new(stream);
+        let mut reader = MessageReader::new(stream);
         if let Some(candidates) = reader.next().await? {
             to.add_candidates(&candidates);
         }

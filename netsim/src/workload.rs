@@ -180,23 +180,25 @@ pub async fn trickle(
     Ok(sent)
 }
 
-/// Reads a stream to its end and checks that it is `seed`'s. `progress` is told each total.
+/// Reads a stream, of which `before` bytes were read, to its end, and checks that the rest is
+/// `seed`'s. `progress` is told each total.
 ///
 /// # Errors
 /// When the stream is lost, or a byte is wrong.
 pub async fn read(
-    scene_elapsed: impl Fn() -> Duration,
+    elapsed: impl Fn() -> Duration,
     mut stream: RecvStream,
     seed: u64,
+    before: u64,
     mut progress: impl FnMut(u64),
 ) -> Result<Received> {
     let mut content = Content::new(seed);
     let mut received = Received::default();
     while let Some(chunk) = stream.read_chunk(CHUNK, true).await.context("a stream was lost")? {
-        ensure!(chunk.offset == received.bytes, "bytes are missing or came twice");
+        ensure!(chunk.offset == before + received.bytes, "bytes are missing or came twice");
         ensure!(content.matches(&chunk.bytes), "a byte is wrong after {}", received.bytes);
         received.bytes += chunk.bytes.len() as u64;
-        let now = scene_elapsed();
+        let now = elapsed();
         if received.at.last() != Some(&now) {
             received.at.push(now);
         }
