@@ -110,7 +110,7 @@ pub struct PathInfo {
 /// Packet bytes of a session by kind of path, both ways.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PathBytes {
-    /// Sent through relays, with headers.
+    /// Sent through relays, with headers; probes too, since they are billed.
     pub relayed_sent: u64,
     /// Received through relays, with headers.
     pub relayed_received: u64,
@@ -615,7 +615,7 @@ impl Driver {
                 Path::Direct(pair) => self.node.socket.send_probe(pair, &sealed),
                 Path::Relay(number) => {
                     if let Some(relayed) = self.relays.get(&number) {
-                        self.node.socket.send_relayed(&relayed.route, &sealed);
+                        self.node.socket.send_relayed(&self.peer, &relayed.route, &sealed);
                     }
                 }
             }

@@ -165,10 +165,11 @@ impl DataSocket {
     }
 
     /// Sends a probe of a session through one of its relays.
-    pub(crate) fn send_relayed(&self, route: &Route, bytes: &[u8]) {
+    pub(crate) fn send_relayed(&self, peer: &Peer, route: &Route, bytes: &[u8]) {
         let Route::Relay { leg, flow, counts } = route else { return };
         let mut out = Vec::with_capacity(HEADER_LEN + bytes.len());
         leg.wrap(*flow, counts, bytes, bytes.len(), &mut out);
+        peer.relayed_sent.fetch_add(out.len() as u64, Relaxed);
         self.send_one(leg.relay, &out);
     }
 
