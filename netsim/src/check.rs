@@ -86,12 +86,15 @@ pub const NAT_ENTRIES: usize = 1024;
 
 /// Checks that no path is used that was never echoed.
 ///
-/// A path is proven at one of its ends once that end has sent a probe on it and got one.
+/// A path is proven at one of its ends once that end has sent a probe on it, and got one from the
+/// same address: from whatever port, since the other side's NAT may give its answer another one.
 #[derive(Debug, Default)]
 pub struct ProvenPaths {
     relays: BTreeSet<IpAddr>,
-    /// By host, local port and remote address: a probe was sent; one was got.
-    probed: BTreeMap<(PlaceId, u16, SocketAddr), (bool, bool)>,
+    /// By host, local port and remote address and port: a probe was sent.
+    sent: BTreeSet<(PlaceId, u16, SocketAddr)>,
+    /// By host, local port and remote address: a probe was got.
+    got: BTreeSet<(PlaceId, u16, IpAddr)>,
     violations: BTreeSet<Violation>,
     direct: u64,
 }
@@ -126,14 +129,14 @@ impl ProvenPaths {
         let Some(first) = packet.bytes.first().copied() else { return };
         let key = (host, local.port(), remote);
         if first == frame::PROBE {
-            let (sent, got) = self.probed.entry(key).or_default();
             match seen {
-                Seen::Sent => *sent = true,
-                Seen::Delivered => *got = true,
-            }
+                Seen::Sent => self.sent.insert(key),
+                Seen::Delivered => self.got.insert((host, local.port(), remote.ip())),
+            };
         } else if seen == Seen::Sent && !frame::is_frame(first) {
             self.direct += 1;
-            if self.probed.get(&key) != Some(&(true, true)) {
+            let answered = self.got.contains(&(host, local.port(), remote.ip()));
+            if !answered || !self.sent.contains(&key) {
                 self.violations.insert(Violation::Unproven { host, from: local, to: remote });
             }
         }

@@ -65,6 +65,9 @@ struct Many {
     json: bool,
 }
 
+/// Of the matrix' seeds, the part that is also run with IPv6, and with a public address.
+const HELPED_PART: u64 = 10;
+
 fn main() -> Result<ExitCode> {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
@@ -113,6 +116,9 @@ fn run_sim(options: &Sim) -> Result<ExitCode> {
 fn run_matrix(options: &Many) -> Result<ExitCode> {
     let began = std::time::Instant::now();
     let mut cases = matrix::cases(options.seeds, Help::None);
+    for help in [Help::Public, Help::Ipv6] {
+        cases.extend(matrix::cases(options.seeds.div_ceil(HELPED_PART), help));
+    }
     if let Some(only) = &options.only {
         cases.retain(|case| case.to_string().contains(only));
     }

@@ -224,6 +224,7 @@ pub struct Report {
     probes_max: u64,
     nat_entries: usize,
     failed: usize,
+    helped: BTreeMap<Help, Cell>,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -256,6 +257,9 @@ impl Report {
             self.failed += 1;
             return;
         };
+        if case.help != Help::None {
+            return self.helped.entry(case.help).or_default().add(outcome);
+        }
         let class = case.class();
         self.cells.entry((case.tenant, case.provider)).or_default().add(outcome);
         self.classes.entry((class, case.allocator)).or_default().add(outcome);
@@ -287,6 +291,7 @@ impl Report {
             });
             if runs == 0 { f64::NAN } else { met as f64 / runs as f64 * 100.0 }
         };
+        let helped = |help| self.helped.get(&help).map_or(f64::NAN, Cell::percent);
         let worst = self.classes.iter().filter(|((c, _), _)| *c == Class::OneGuess);
         let worst = worst.map(|(_, cell)| cell.percent()).fold(f64::NAN, f64::min);
         vec![
@@ -308,6 +313,18 @@ impl Report {
                 of(Class::Hopeless),
                 "%",
                 Target::None,
+            ),
+            Figure::new(
+                "all pairs, a public address on one side: direct",
+                helped(Help::Public),
+                "%",
+                Target::AtLeast(100.0),
+            ),
+            Figure::new(
+                "all pairs, IPv6 behind firewalls: direct",
+                helped(Help::Ipv6),
+                "%",
+                Target::AtLeast(100.0),
             ),
             Figure::new("sessions that failed", self.failed as f64, "", Target::AtMost(0.0)),
             Figure::new(

@@ -103,6 +103,9 @@ async fn play(clock: Clock, seed: u64, sabotage: Sabotage) -> Result<Summary> {
 
     let provider = scene.provider(&topology.provider, topology.relays.len()).await?;
     let tenant = scene.tenant(&topology.tenant, 2.min(topology.relays.len())).await?;
+    // Addresses change later; whoever had one took part.
+    let mut known = relays;
+    known.extend(addresses(&scene));
     let (ours, theirs) = scene.session(&tenant, &provider).await?;
     if topology.direct {
         scene.within("the candidates", allow_direct(&ours, &theirs)).await??;
@@ -123,7 +126,7 @@ async fn play(clock: Clock, seed: u64, sabotage: Sabotage) -> Result<Summary> {
     ensure!(ours.connection().close_reason().is_none(), "the session ended");
     agree(&ours, &theirs)?;
     let mut wrong = proven.lock().violations().clone();
-    wrong.extend(over_bounds(&scene, &probes.lock(), relays));
+    wrong.extend(over_bounds(&scene, &probes.lock(), known));
     ensure!(wrong.is_empty(), "{wrong:?}");
     let (digest, packets) = scene.net.digest();
     let took = scene.net.elapsed() - began;
@@ -145,15 +148,15 @@ fn agree(ours: &Session, theirs: &Session) -> Result<()> {
     Ok(())
 }
 
-fn over_bounds(scene: &Scene, probes: &Probes, relays: BTreeSet<IpAddr>) -> BTreeSet<Violation> {
-    let mut known = relays;
+/// The addresses of homes and of the hosts in them.
+fn addresses(scene: &Scene) -> BTreeSet<IpAddr> {
+    let places = scene.sites.iter().flat_map(|site| site.gateways.iter().chain([&site.host]));
+    places.flat_map(|place| scene.net.addresses(*place)).collect()
+}
+
+fn over_bounds(scene: &Scene, probes: &Probes, mut known: BTreeSet<IpAddr>) -> BTreeSet<Violation> {
+    known.extend(addresses(scene));
     let mut wrong = BTreeSet::new();
-    for site in &scene.sites {
-        known.extend(scene.net.addresses(site.host));
-        for gateway in &site.gateways {
-            known.extend(scene.net.addresses(*gateway));
-        }
-    }
     for site in &scene.sites {
         let entries = site.gateways.iter().map(|g| scene.net.with_nat(*g, |nat| nat.peak()));
         let sockets = scene.net.sockets_peak(site.host);
@@ -191,10 +194,9 @@ async fn carry(
     let mut tasks = JoinSet::new();
     let mut total = 0;
     for (number, stream) in streams.iter().enumerate() {
-        let (from, to) = if stream.upward { (&ours, &theirs) } else { (&theirs, &ours) };
+        let from = if stream.upward { &ours } else { &theirs };
         tasks.spawn(send(net.clone(), from.clone(), *stream, number, sabotage));
         total += stream.len;
-        let _ = to;
     }
     for (at, upward) in [(&theirs, true), (&ours, false)] {
         let expected: Vec<Option<Stream>> =

@@ -67,11 +67,14 @@ fn a_path_that_was_never_echoed_is_noticed() {
     checker.see(host, Seen::Delivered, &packet(theirs, ours, frame::PROBE));
     checker.see(host, Seen::Sent, &packet(ours, theirs, quic));
     assert!(checker.violations().is_empty(), "this one was");
-    let elsewhere = SocketAddr::new(theirs.ip(), 6001);
+    let elsewhere = SocketAddr::new(Ipv4Addr::new(203, 0, 113, 3).into(), 6000);
     checker.see(host, Seen::Sent, &packet(ours, elsewhere, frame::PROBE));
     checker.see(host, Seen::Sent, &packet(ours, elsewhere, quic));
     let expected = Violation::Unproven { host, from: ours, to: elsewhere };
     assert_eq!(checker.violations(), &BTreeSet::from([expected]));
+    let unasked = SocketAddr::new(theirs.ip(), 6001);
+    checker.see(host, Seen::Sent, &packet(ours, unasked, quic));
+    assert_eq!(checker.violations().len(), 2, "no probe went to that port");
 }
 
 #[test]
