@@ -4,6 +4,7 @@
 //! the processor has instructions for it (it costs a third less than ChaCha20 there), and no key log,
 //! which would write session secrets to the file that SSLKEYLOGFILE names.
 
+mod steady;
 mod verifier;
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use rustls::crypto::aws_lc_rs::{self, cipher_suite};
 use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 use sluice_proto::{ALPN_STREAM, Keypair, PeerId};
+use steady::SteadyKey;
 use verifier::Verifier;
 
 /// Why TLS could not be set up.
@@ -74,8 +76,8 @@ const fn has_aes() -> bool {
 }
 
 fn certified(key: &Keypair) -> Result<Arc<rustls::sign::SingleCertAndKey>, TlsError> {
-    let (certificate, secret) = libp2p_tls::certificate::generate(key)?;
-    let secret = aws_lc_rs::sign::any_supported_type(&secret)?;
+    let (certificate, secret) = steady::certificate(key)?;
+    let secret = Arc::new(SteadyKey(aws_lc_rs::sign::any_supported_type(&secret)?));
     Ok(Arc::new(CertifiedKey::new(vec![certificate], secret).into()))
 }
 

@@ -182,14 +182,9 @@ pub(crate) fn start(
 }
 
 fn server_config(keypair: &Keypair, limits: &Limits) -> Result<ServerConfig, RelayError> {
-    let mut tls = libp2p_tls::make_server_config(keypair)
+    let crypto = sluice_transport::server_config(keypair, ALPN_RELAY)
         .map_err(|e| RelayError::Certificate(e.to_string()))?;
-    tls.alpn_protocols = vec![ALPN_RELAY.to_vec()];
-    // Its default writes session secrets to a file that the environment names.
-    tls.key_log = Arc::new(rustls::NoKeyLog);
-    let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls)
-        .map_err(|e| RelayError::Certificate(e.to_string()))?;
-    let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+    let mut config = ServerConfig::with_crypto(crypto);
     config.max_incoming(INCOMING_MAX).transport_config(Arc::new(transport(limits)));
     Ok(config)
 }
