@@ -11,6 +11,8 @@
 //!
 //! [`RedemptionRule`] decides whether to turn vouchers into tokens now. It is the user's rule: it
 //! answers with its reason, so that a dry run can show it before anything is sent.
+//! [`RedemptionPolicy`] applies it to many channels at once, under a cap on the gas price, and puts
+//! them into batches; [`TopUpRule`] is the payer's side.
 //!
 //! Nothing here does I/O.
 
@@ -21,12 +23,17 @@ pub mod answer;
 mod artifacts;
 pub mod call;
 mod event;
+mod policy;
 mod revert;
 mod rule;
 
 pub use answer::ChannelSlot;
 pub use artifacts::{channels_code, test_token_code};
 pub use event::{ChannelEvent, Refusal};
+pub use policy::{
+    Batch, CAP_YIELDS_S, Claim, Item, Moment, Proposal, REDEEM_GAS_BASE, REDEEM_GAS_EACH,
+    RedemptionPolicy, TopUpRule, is_refund_due,
+};
 pub use revert::RevertReason;
 pub use rule::{
     Decision, FEE_FRACTION_DEFAULT_PPM, RedemptionRule, Standing, WhyRedeem, WhyWait, fee_in_token,

@@ -1,10 +1,13 @@
 //! When to turn vouchers into tokens.
 
+use std::fmt;
+
 use sluice_proto::Amount;
 
 /// A fee is worth paying when it is below this many millionths of the amount: 1 %.
 pub const FEE_FRACTION_DEFAULT_PPM: u32 = 10_000;
 
+const PPM_PER_PERCENT: u32 = 10_000;
 const MILLION: u128 = 1_000_000;
 const WEI_PER_COIN: u128 = 1_000_000_000_000_000_000;
 
@@ -78,6 +81,65 @@ pub enum WhyWait {
     FeeTooHigh,
     /// The fee would eat all of the amount.
     NotWorthTheFee,
+    /// What a coin is worth in tokens is not known, so the fee cannot be weighed.
+    FeeUnknown,
+    /// Gas costs more than the cap allows.
+    GasTooDear,
+    /// The deposit that covers the voucher is not final yet.
+    NotFinal,
+    /// The voucher is above the deposit, and would be refused.
+    OverDeposit,
+    /// The chain has no such channel.
+    NotOpen,
+    /// The channel is closed for good.
+    Closed,
+    /// The contract or the token would refuse it.
+    Refused,
+}
+
+impl fmt::Display for WhyRedeem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Demanded => "asked for",
+            Self::Closing => "the payer is closing the channel",
+            Self::FeeSmall => "the fee is small against the amount",
+        })
+    }
+}
+
+impl fmt::Display for WhyWait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NothingNew => "nothing is unredeemed",
+            Self::RuleSaysNever => "the rule is never to redeem",
+            Self::RuleWaitsForDemand => "the rule waits until it is asked for",
+            Self::RuleWaitsForClose => "the rule waits until the payer closes the channel",
+            Self::FeeTooHigh => "the fee is too high for the amount",
+            Self::NotWorthTheFee => "the fee would eat all of it",
+            Self::FeeUnknown => "the fee cannot be weighed: chain.coin_price is not set",
+            Self::GasTooDear => "gas costs more than chain.gas_price_max",
+            Self::NotFinal => "the deposit is not final yet",
+            Self::OverDeposit => "the voucher is above the deposit",
+            Self::NotOpen => "the chain has no such channel",
+            Self::Closed => "the channel is closed",
+            Self::Refused => "the contract would refuse it",
+        })
+    }
+}
+
+impl fmt::Display for RedemptionRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::FeeBelow { ppm } => {
+                let (whole, part) = (ppm / PPM_PER_PERCENT, ppm % PPM_PER_PERCENT);
+                let digits = format!("{whole}.{part:04}");
+                write!(f, "{} %", digits.trim_end_matches('0').trim_end_matches('.'))
+            }
+            Self::BeforeClose => f.write_str("before_close"),
+            Self::OnDemand => f.write_str("on_demand"),
+            Self::Never => f.write_str("never"),
+        }
+    }
 }
 
 impl RedemptionRule {
