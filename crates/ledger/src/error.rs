@@ -63,6 +63,25 @@ pub enum LedgerError {
         /// What the system says.
         detail: String,
     },
+    /// It was opened to be read alone.
+    #[error("the ledger {} was opened to be read alone, and cannot be written", path.display())]
+    ReadOnly {
+        /// The ledger.
+        path: PathBuf,
+    },
+    /// It is of an earlier version, and was to be read alone.
+    #[error(
+        "the ledger {} was made by an older Sluice (schema {found}, this one reads {known}): start \
+         its role once, which brings it up to date", path.display()
+    )]
+    Older {
+        /// The ledger.
+        path: PathBuf,
+        /// Its schema version.
+        found: i64,
+        /// The one that is read here.
+        known: i64,
+    },
     /// A voucher's amount or counts are below those of one that is held.
     #[error(
         "voucher for lease {lease} goes backwards: it says {offered} (up {offered_up}, down \

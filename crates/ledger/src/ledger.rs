@@ -26,6 +26,15 @@ impl Ledger {
         Ok(Self { shared: Shared::open(path.to_owned())? })
     }
 
+    /// Opens the ledger at `path` to read it alone, also while another process has it open. Nothing
+    /// is made, changed or locked; each write is refused.
+    ///
+    /// # Errors
+    /// When it is not there, damaged, of another schema than this version's, or not a ledger.
+    pub fn open_read_only(path: &Path) -> Result<Self, LedgerError> {
+        Ok(Self { shared: Shared::open_read_only(path.to_owned())? })
+    }
+
     /// Whether the ledger can be written.
     #[must_use]
     pub fn health(&self) -> Health {

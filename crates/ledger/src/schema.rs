@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use crate::LedgerError;
 use crate::lock::private;
@@ -36,6 +36,24 @@ pub(crate) fn open_reader(path: &Path) -> Result<Connection, LedgerError> {
         Ok(connection)
     };
     open().map_err(|e| fault(path, &e))
+}
+
+/// Opens a ledger that another process may have open, without making or changing anything.
+pub(crate) fn open_foreign_reader(path: &Path) -> Result<Connection, LedgerError> {
+    let open = || {
+        // Not read-only for SQLite: a reader of a write-ahead log keeps its marks beside the file.
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags)?;
+        connection.busy_timeout(BUSY_MAX)?;
+        connection.pragma_update(None, "query_only", true)?;
+        Ok(connection)
+    };
+    let connection = open().map_err(|e| fault(path, &e))?;
+    match check(path, &connection)? {
+        0 => Err(LedgerError::Foreign { path: path.to_owned() }),
+        SCHEMA_VERSION => Ok(connection),
+        found => Err(LedgerError::Older { path: path.to_owned(), found, known: SCHEMA_VERSION }),
+    }
 }
 
 /// SQLite makes the `-wal` and `-shm` files with the mode of the ledger, so it is made first.

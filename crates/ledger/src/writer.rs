@@ -75,8 +75,8 @@ pub(crate) struct Shared {
     room: Arc<Semaphore>,
     health: Mutex<Health>,
     reader: Mutex<Connection>,
-    writer: Mutex<Connection>,
-    _lock: Lock,
+    /// Absent when the ledger was opened to be read alone; then nobody is kept out.
+    writer: Option<(Mutex<Connection>, Lock)>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -96,8 +96,19 @@ impl Shared {
             room: Arc::new(Semaphore::new(QUEUE_MAX)),
             health: Mutex::new(Health::Good),
             reader: Mutex::new(reader),
-            writer: Mutex::new(writer),
-            _lock: lock,
+            writer: Some((Mutex::new(writer), lock)),
+        }))
+    }
+
+    pub(crate) fn open_read_only(path: PathBuf) -> Result<Arc<Self>, LedgerError> {
+        let reader = schema::open_foreign_reader(&path)?;
+        Ok(Arc::new(Self {
+            path,
+            queue: Mutex::default(),
+            room: Arc::new(Semaphore::new(QUEUE_MAX)),
+            health: Mutex::new(Health::Good),
+            reader: Mutex::new(reader),
+            writer: None,
         }))
     }
 
@@ -128,6 +139,9 @@ impl Shared {
         self: Arc<Self>,
         write: impl FnOnce(&Connection) -> Result<(), Fault> + Send + 'static,
     ) -> Outcome {
+        if self.writer.is_none() {
+            return Err(LedgerError::ReadOnly { path: self.path.clone() });
+        }
         let room = self.room.clone().acquire_owned().await.map_err(|_| LedgerError::Closed)?;
         let (answer, outcome) = oneshot::channel();
         self.enqueue(Request { operation: Box::new(write), answer, _room: room });
@@ -136,7 +150,10 @@ impl Shared {
     }
 
     pub(crate) fn set_pages_max(&self, pages: u32) -> Result<(), LedgerError> {
-        self.writer
+        let Some((writer, _)) = &self.writer else {
+            return Err(LedgerError::ReadOnly { path: self.path.clone() });
+        };
+        writer
             .lock()
             .query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))
             .map_err(|error| LedgerError::Read { detail: error.to_string() })
@@ -155,11 +172,14 @@ impl Shared {
     /// Applies `batch` in one transaction; one outcome each, in order.
     fn commit(&self, batch: Vec<Operation>) -> Vec<Outcome> {
         let size = batch.len();
+        let Some((writer, _)) = &self.writer else {
+            return vec![Err(LedgerError::ReadOnly { path: self.path.clone() }); size];
+        };
         let mut health = self.health.lock();
         if let Health::Broken(_) = *health {
             return vec![health.refusal(); size];
         }
-        match apply(&mut self.writer.lock(), batch) {
+        match apply(&mut writer.lock(), batch) {
             Ok(outcomes) => {
                 *health = Health::Good;
                 outcomes

@@ -181,3 +181,30 @@ fn a_runtime_that_ends_early_leaves_the_ledger_usable() {
         ledger.record_earned(voucher(LEASE, 20)).await.expect("records");
     });
 }
+
+#[tokio::test]
+async fn a_reader_sees_what_a_running_role_wrote_and_changes_nothing() {
+    let (_dir, path) = place();
+    let ledger = Ledger::open(&path).expect("opens");
+    ledger.put_lease(lease(LEASE, Role::Payee)).await.expect("puts the lease");
+    let reader = Ledger::open_read_only(&path).expect("opens beside the other");
+    ledger.record_earned(voucher(LEASE, 5)).await.expect("records");
+    let read = reader.newest_earned(LEASE).await.expect("reads");
+    assert_eq!(read.map(|v| v.up), Some(5));
+    let refused = reader.record_earned(voucher(LEASE, 6)).await.expect_err("is refused");
+    assert_eq!(refused, LedgerError::ReadOnly { path: path.clone() });
+    assert!(!refused.is_fault());
+    drop((reader, ledger));
+    Ledger::open(&path).expect("nobody is kept out");
+}
+
+#[tokio::test]
+async fn a_reader_makes_no_ledger_and_wants_the_schema_that_it_knows() {
+    let (_dir, path) = place();
+    let missing = Ledger::open_read_only(&path).expect_err("is not there");
+    assert!(matches!(missing, LedgerError::Open { .. }), "{missing}");
+    assert!(!path.exists());
+    std::fs::write(&path, b"").expect("writes");
+    let empty = Ledger::open_read_only(&path).expect_err("is none");
+    assert_eq!(empty, LedgerError::Foreign { path });
+}
