@@ -85,6 +85,21 @@ impl fmt::Debug for ChannelId {
     }
 }
 
+impl std::str::FromStr for ChannelId {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let digits = text.strip_prefix("0x").unwrap_or(text);
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(digits, &mut bytes).map_err(|_| IdError::Length {
+            field: "channel",
+            expected: 32,
+            found: digits.len() / 2,
+        })?;
+        Ok(Self(bytes))
+    }
+}
+
 /// What a channel binds; its hash is the channel's id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChannelKey {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use sluice::config::DirectPolicy;
 use sluice::roles::{ConnectOptions, Identity, Money, ProvideOptions, RelayOptions, Reporter};
+use sluice::settle::Deposits;
 use sluice_chain::Chain;
 use sluice_ledger::Ledger;
 use sluice_proto::{Amount, Keypair, PeerId, Price, RelayAddr, ServiceName, Ticket, WalletKey};
@@ -100,7 +101,9 @@ impl Cast {
             Some(chain) => {
                 chain.fund_dev(wallet.address(), MONEY).await?;
                 let (chain, payout) = (chain.clone(), wallet.address());
-                Some(Money { chain, wallet: wallet.clone(), payout, period_s: PERIOD_S })
+                let (top_up, deposits) = (None, Deposits::default());
+                let wallet = wallet.clone();
+                Some(Money { chain, wallet, payout, period_s: PERIOD_S, top_up, deposits })
             }
         };
         let identity = Identity {

@@ -228,6 +228,17 @@ impl Chain {
         }
     }
 
+    /// What gas costs now, in wei, tip included.
+    ///
+    /// # Errors
+    /// As for any read.
+    pub async fn gas_price_wei(&self) -> Result<u128, ChainError> {
+        match self {
+            Self::Embedded(_) => Ok(Embedded::gas_price_wei()),
+            Self::Rpc(rpc) => rpc.gas_price_wei().await,
+        }
+    }
+
     /// Closes at `voucher`, or at what was redeemed already: pays the payout, refunds the rest to
     /// the payer. The payee's wallet consents; any wallet may submit and pay the fee.
     ///

@@ -70,6 +70,10 @@ impl Embedded {
         Domain { chain_id: EMBEDDED_CHAIN_ID, contract: EthAddress(channels_address().into()) }
     }
 
+    pub(crate) const fn gas_price_wei() -> u128 {
+        GAS_PRICE_WEI as u128
+    }
+
     pub(crate) fn spending(&self) -> &tokio::sync::Mutex<()> {
         &self.shared.spending
     }

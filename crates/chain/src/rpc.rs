@@ -143,6 +143,10 @@ impl Rpc {
         Ok(FeeEstimate { gas, fee_wei })
     }
 
+    pub(crate) async fn gas_price_wei(&self) -> Result<u128, ChainError> {
+        self.prices().await.map(|(base, tip)| base.saturating_add(tip))
+    }
+
     pub(crate) async fn send(
         &self,
         what: &'static str,

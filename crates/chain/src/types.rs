@@ -67,6 +67,18 @@ impl ChannelState {
             closed: slot.closed,
         }
     }
+
+    /// The changing part of it.
+    #[must_use]
+    pub const fn slot(&self) -> ChannelSlot {
+        ChannelSlot {
+            deposit: self.deposit,
+            redeemed: self.redeemed,
+            period_s: self.period_s,
+            closing_at_unix_s: self.closing_at_unix_s,
+            closed: self.closed,
+        }
+    }
 }
 
 /// A voucher and what the contract needs to know with it.

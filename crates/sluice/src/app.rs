@@ -9,8 +9,10 @@ use anyhow::{Context, Result, bail};
 use sluice_chain::{Chain, Finality as ChainFinality, RpcConfig};
 use sluice_ledger::Ledger;
 use sluice_proto::{Amount, Price, RelayAddr, ServiceName, Ticket, WalletKey};
+use sluice_settlement::TopUpRule;
 use sluice_transport::Clock;
 use sluice_tunnel::Services;
+use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{
@@ -23,7 +25,9 @@ use crate::roles::{
     Connect, ConnectOptions, Identity, Money, Provide, ProvideOptions, RelayOptions, Report,
     Reporter, start_relay, wait_for_stop,
 };
+use crate::settle::{self, Deposits, KeepOptions, Settler, keep};
 use crate::state::State;
+use crate::{commands, wallet};
 
 /// A relay that is told to stop gives its clients so long to leave.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -50,14 +54,25 @@ pub fn run(cli: Cli) -> Result<()> {
         | Command::Connect(_)
         | Command::Doctor(_)
         | Command::Config(_) => config.node.threads,
+        Command::Redeem(_)
+        | Command::Channel(_)
+        | Command::Ledger(_)
+        | Command::Wallet(_)
+        | Command::Watch(_) => 1,
     }))?;
+    let json = cli.json;
     let done = runtime.block_on(async {
         match cli.command {
-            Command::Demo(args) => run_demo(args, cli.json).await,
-            Command::Relay(_) => run_relay(&config, cli.json).await,
-            Command::Provide(_) => run_provide(&config, cli.json).await,
-            Command::Connect(_) => run_connect(&config, cli.json).await,
-            Command::Doctor(args) => run_doctor(&config, args, cli.json).await,
+            Command::Demo(args) => run_demo(args, json).await,
+            Command::Relay(_) => run_relay(&config, json).await,
+            Command::Provide(_) => run_provide(&config, json).await,
+            Command::Connect(_) => run_connect(&config, json).await,
+            Command::Redeem(args) => commands::redeem(&config, &args, json).await,
+            Command::Channel(command) => commands::channel(&config, &command, json).await,
+            Command::Ledger(command) => commands::ledger(&config, &command, json).await,
+            Command::Wallet(command) => commands::wallet(&config, &command, json).await,
+            Command::Watch(args) => commands::watch(&config, &args, json).await,
+            Command::Doctor(args) => run_doctor(&config, args, json).await,
             Command::Config(_) => Ok(()),
         }
     });
@@ -84,7 +99,7 @@ fn start_log(filter: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-fn print(text: &str) {
+pub(crate) fn print(text: &str) {
     // A closed pipe is the reader's wish.
     let _ = writeln!(std::io::stdout().lock(), "{text}");
 }
@@ -106,7 +121,14 @@ fn merge(config: &mut Config, command: &Command) -> Result<()> {
         Command::Relay(args) => merge_relay(config, args),
         Command::Provide(args) => return merge_provide(config, args),
         Command::Connect(args) => return merge_connect(config, args),
-        Command::Demo(_) | Command::Doctor(_) | Command::Config(_) => {}
+        Command::Demo(_)
+        | Command::Doctor(_)
+        | Command::Config(_)
+        | Command::Redeem(_)
+        | Command::Channel(_)
+        | Command::Ledger(_)
+        | Command::Wallet(_)
+        | Command::Watch(_) => {}
     }
     Ok(())
 }
@@ -149,6 +171,7 @@ fn merge_connect(config: &mut Config, args: &ConnectArgs) -> Result<()> {
     }
     config.connect.ticket = args.ticket.clone().or(config.connect.ticket.take());
     set(&mut config.connect.deposit, &args.deposit);
+    set(&mut config.connect.deposit_max, &args.deposit_max);
     set(&mut config.connect.max_price_up, &args.max_price_up);
     set(&mut config.connect.max_price_down, &args.max_price_down);
     config.connect.direct = args.direct.or(config.connect.direct);
@@ -231,32 +254,63 @@ async fn open_desk(config: &Config, role: &str) -> Result<Desk> {
         _ => &config.wallet.payee,
     };
     if let Some(path) = payee {
-        identity.wallet = State::wallet_at(path)?;
+        identity.wallet = wallet::open(path, config.wallet.passphrase_file.as_deref())?;
     }
     let ledger = Ledger::open(&state.ledger_path())?;
     let payout = match role {
         "relay" => config.relay.payout,
         _ => config.provide.payout,
     };
-    let chain = open_chain(config, &state).await?;
+    let chain = open_chain(config, &state.chain_dir()).await?;
     let money = match chain {
         Some(chain) => {
             let wallet = identity.wallet.clone();
             give_play_money(&chain, &wallet).await?;
             let payout = payout.unwrap_or_else(|| wallet.address());
             let period_s = u32::try_from(config.chain.period.as_secs()).unwrap_or(u32::MAX);
-            Some(Money { chain, wallet, payout, period_s })
+            let top_up = top_up_rule(config, role);
+            let deposits = Deposits::default();
+            Some(Money { chain, wallet, payout, period_s, top_up, deposits })
         }
         None => None,
     };
     Ok(Desk { identity, ledger, money, state })
 }
 
-async fn open_chain(config: &Config, state: &State) -> Result<Option<Chain>> {
+/// When a role adds to the deposits that it pays from.
+fn top_up_rule(config: &Config, role: &str) -> Option<TopUpRule> {
+    let (step, deposit_max) = match role {
+        "connect" => (config.connect.deposit, config.connect.deposit_max),
+        "provide" => (config.provide.relay_deposit, config.provide.relay_deposit_max),
+        _ => (0, 0),
+    };
+    let rule = TopUpRule { step: Amount(step), deposit_max: Amount(deposit_max) };
+    (deposit_max > 0).then_some(rule)
+}
+
+/// Starts to look after a role's channels; it ends with the handle.
+fn keep_channels(config: &Config, desk: &Desk, report: &Reporter) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    let Some(money) = &desk.money else { return tasks };
+    let policy = settle::policy(config, &money.chain);
+    let settler = Settler { chain: money.chain.clone(), wallet: money.wallet.clone(), policy };
+    tasks.spawn(keep(KeepOptions {
+        settler,
+        ledger: desk.ledger.clone(),
+        look: config.chain.look,
+        top_up: money.top_up,
+        deposits: money.deposits.clone(),
+        report: report.clone(),
+    }));
+    tasks
+}
+
+/// The chain that the configuration names; the embedded one is in `own_dir` unless it is shared.
+pub(crate) async fn open_chain(config: &Config, own_dir: &Path) -> Result<Option<Chain>> {
     Ok(match config.chain.choice()? {
         ChainChoice::None => None,
         ChainChoice::Embedded { dir } => {
-            let dir = dir.unwrap_or_else(|| state.chain_dir());
+            let dir = dir.unwrap_or_else(|| own_dir.to_owned());
             Some(Chain::open_embedded(&dir)?.deploy_dev().await?)
         }
         ChainChoice::Rpc { url, contract, token, chain_id, finality } => {
@@ -276,7 +330,7 @@ async fn open_chain(config: &Config, state: &State) -> Result<Option<Chain>> {
 }
 
 /// The embedded chain's money is worth nothing: a wallet that has none is given some.
-async fn give_play_money(chain: &Chain, wallet: &WalletKey) -> Result<()> {
+pub(crate) async fn give_play_money(chain: &Chain, wallet: &WalletKey) -> Result<()> {
     if chain.kind() != "embedded" {
         return Ok(());
     }
@@ -289,6 +343,7 @@ async fn give_play_money(chain: &Chain, wallet: &WalletKey) -> Result<()> {
 async fn run_relay(config: &Config, json: bool) -> Result<()> {
     let desk = open_desk(config, "relay").await?;
     let report = Reporter::print(json);
+    let kept = keep_channels(config, &desk, &report);
     let relay = start_relay(RelayOptions {
         identity: desk.identity,
         bind: config.relay.bind,
@@ -315,7 +370,7 @@ async fn run_relay(config: &Config, json: bool) -> Result<()> {
         () = relay.drain(DRAIN) => {}
         _ = wait_for_stop() => {}
     }
-    drop(desk.state);
+    drop((kept, desk.state));
     Ok(())
 }
 
@@ -345,6 +400,7 @@ async fn run_provide(config: &Config, json: bool) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     let desk = open_desk(config, "provide").await?;
     let report = Reporter::print(json);
+    let kept = keep_channels(config, &desk, &report);
     let running = Provide::start(ProvideOptions {
         identity: desk.identity,
         bind: config.node.bind,
@@ -376,7 +432,7 @@ async fn run_provide(config: &Config, json: bool) -> Result<()> {
         () = running.stop() => {}
         _ = wait_for_stop() => {}
     }
-    drop(desk.state);
+    drop((kept, desk.state));
     Ok(())
 }
 
@@ -391,6 +447,7 @@ async fn run_connect(config: &Config, json: bool) -> Result<()> {
         connect.map.iter().map(|m| (m.local, m.service.clone())).collect();
     let desk = open_desk(config, "connect").await?;
     let report = Reporter::print(json);
+    let kept = keep_channels(config, &desk, &report);
     let running = Connect::start(ConnectOptions {
         identity: desk.identity,
         bind: config.node.bind,
@@ -415,6 +472,6 @@ async fn run_connect(config: &Config, json: bool) -> Result<()> {
         () = running.stop() => {}
         _ = wait_for_stop() => {}
     }
-    drop(desk.state);
+    drop((kept, desk.state));
     Ok(())
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use sluice_proto::ChannelId;
+
 use crate::config::DirectPolicy;
 
 /// Makes a home's workload reachable through relays, counts every byte that both sides agree was
@@ -52,6 +54,26 @@ pub enum Command {
     /// Asks the relays that are named here, in [provide] relays, or in the ticket in [connect]. Takes up
     /// to 20 s and disturbs no running role. Fails when no relay can be reached.
     Doctor(DoctorArgs),
+    /// Turn vouchers into tokens, as the rule in [wallet] says or on demand.
+    ///
+    /// A running provider or relay redeems by itself; this is for one that is not running, and for
+    /// a look at what would happen: `--dry-run` works beside a running role.
+    Redeem(RedeemArgs),
+    /// Look at payment channels, top them up, close them.
+    #[command(subcommand)]
+    Channel(ChannelCommand),
+    /// Look at vouchers: list, export, verify. Works beside a running role.
+    #[command(subcommand)]
+    Ledger(LedgerCommand),
+    /// Make, import and look at the keys that hold money.
+    #[command(subcommand)]
+    Wallet(WalletCommand),
+    /// Guard somebody's exported vouchers: redeem them before a payer can close, with no key that
+    /// could spend the money.
+    ///
+    /// Redeemed money goes where the channel says. All that is needed here is an account with coins
+    /// for the fees.
+    Watch(WatchArgs),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -133,6 +155,9 @@ pub struct ConnectArgs {
     /// Deposit for the payment channel, in token base units.
     #[arg(long, value_name = "N")]
     pub deposit: Option<u128>,
+    /// The most that the channel is topped up to when it runs dry [default: 0, never].
+    #[arg(long, value_name = "N")]
+    pub deposit_max: Option<u128>,
     /// The most to pay per GiB down, in token base units [default: 0, only free services].
     #[arg(long, value_name = "N")]
     pub max_price_down: Option<u128>,
@@ -173,4 +198,163 @@ pub enum ConfigCommand {
     Check,
     /// Print a whole configuration with every key, its default and what it means.
     Example,
+}
+
+/// Whose keys and ledger.
+#[derive(Debug, Clone, Default, Args)]
+pub struct StateArgs {
+    /// The role whose state is meant [default: the one that has a ledger].
+    #[arg(long, value_name = "ROLE", value_parser = ["relay", "provide", "connect"])]
+    pub role: Option<String>,
+    /// State directory: keys and ledger.
+    #[arg(long, alias = "state", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+/// `sluice redeem`.
+#[derive(Debug, Args)]
+pub struct RedeemArgs {
+    /// Show what would be redeemed, its fee and the reason, and send nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Redeem all that is unredeemed, whatever the fee.
+    #[arg(long, conflicts_with = "channel")]
+    pub all: bool,
+    /// Redeem this channel, whatever the fee. May be repeated.
+    #[arg(long, value_name = "ID")]
+    pub channel: Vec<ChannelId>,
+    /// Whose.
+    #[command(flatten)]
+    pub state: StateArgs,
+}
+
+/// `sluice channel`.
+#[derive(Debug, Subcommand)]
+pub enum ChannelCommand {
+    /// List channels, paying and paid, as the ledger and the chain have them.
+    List {
+        /// Whose.
+        #[command(flatten)]
+        state: StateArgs,
+    },
+    /// Add to the deposit of a channel that this node pays from.
+    TopUp {
+        /// The channel, as `sluice channel list` shows it; its beginning is enough.
+        channel: String,
+        /// How much to add, in token base units.
+        amount: u128,
+        /// Whose.
+        #[command(flatten)]
+        state: StateArgs,
+    },
+    /// Close a channel.
+    ///
+    /// The payee closes at once: it is paid, and the payer is refunded the rest. The payer starts to
+    /// close; once the channel's period is over the same command gets the rest back.
+    Close {
+        /// The channel, as `sluice channel list` shows it; its beginning is enough.
+        channel: String,
+        /// Whose.
+        #[command(flatten)]
+        state: StateArgs,
+    },
+}
+
+/// `sluice ledger`.
+#[derive(Debug, Subcommand)]
+pub enum LedgerCommand {
+    /// List leases, what they carried and what they came to.
+    List {
+        /// Whose.
+        #[command(flatten)]
+        state: StateArgs,
+    },
+    /// Write the ledger out: as JSON, whole, also for `sluice watch`; or one table as CSV.
+    Export {
+        /// The form.
+        #[arg(long, value_name = "FORM", default_value = "json", value_parser = ["json", "csv"])]
+        format: String,
+        /// CSV: which table.
+        #[arg(long, value_name = "TABLE", default_value = "vouchers", value_parser = ["vouchers", "channels", "transactions"])]
+        table: String,
+        /// Write to this file, mode 0600, instead of standard output.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// Whose.
+        #[command(flatten)]
+        state: StateArgs,
+    },
+    /// Check every signature, that amounts only grew, that they follow from counts and prices, and
+    /// what the chain says.
+    Verify {
+        /// Do not ask the chain.
+        #[arg(long)]
+        offline: bool,
+        /// Whose.
+        #[command(flatten)]
+        state: StateArgs,
+    },
+}
+
+/// Where a passphrase comes from.
+#[derive(Debug, Clone, Default, Args)]
+pub struct PassphraseArgs {
+    /// A file of mode 0600 whose first line is the passphrase [default: $SLUICE_PASSPHRASE, or a
+    /// prompt].
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
+}
+
+/// `sluice wallet`.
+#[derive(Debug, Subcommand)]
+pub enum WalletCommand {
+    /// Make a new key and write it to an encrypted keystore.
+    Create {
+        /// The keystore to write; must not exist.
+        file: PathBuf,
+        /// Where its passphrase comes from.
+        #[command(flatten)]
+        passphrase: PassphraseArgs,
+    },
+    /// Write a key that exists to an encrypted keystore.
+    Import {
+        /// The keystore to write; must not exist.
+        file: PathBuf,
+        /// A file of mode 0600: 64 hexadecimal digits, or another keystore.
+        #[arg(long, value_name = "FILE")]
+        from: PathBuf,
+        /// Where its passphrase comes from.
+        #[command(flatten)]
+        passphrase: PassphraseArgs,
+    },
+    /// Show the address of a key.
+    Show {
+        /// A keystore or key file [default: the wallet of the role].
+        file: Option<PathBuf>,
+        /// Whose.
+        #[command(flatten)]
+        state: StateArgs,
+    },
+    /// Show what an account has on the chain.
+    Balance {
+        /// An address, or a keystore or key file [default: the wallet of the role].
+        account: Option<String>,
+        /// Whose.
+        #[command(flatten)]
+        state: StateArgs,
+    },
+}
+
+/// `sluice watch`.
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    /// A file of `sluice ledger export`, read anew whenever it changes. May be repeated.
+    #[arg(required = true, value_name = "FILE")]
+    pub vouchers: Vec<PathBuf>,
+    /// Look once, do what is to be done, and end.
+    #[arg(long)]
+    pub once: bool,
+    /// State directory, for the key that pays the fees [default: as for a role called watch].
+    #[arg(long, alias = "state", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 }

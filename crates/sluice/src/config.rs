@@ -18,8 +18,8 @@ pub use sections::{
     RelaySection, WalletSection,
 };
 pub use values::{
-    BitRate, ByteSize, DirectPolicy, Expose, Finality, Map, ServiceKind, ValueError,
-    parse_duration, parse_relay,
+    BitRate, ByteSize, DirectPolicy, Expose, Finality, GasPrice, Map, ServiceKind, ValueError,
+    parse_duration, parse_relay, parse_rule,
 };
 
 use read::Document;

@@ -31,6 +31,7 @@ use crate::roles::{
     Connect, ConnectOptions, Identity, Money, Provide, ProvideOptions, RelayOptions, Reporter,
     start_relay,
 };
+use crate::settle::Deposits;
 use crate::state::State;
 use settle::Settled;
 use workload::{Content, Downloaded, Hold};
@@ -210,7 +211,9 @@ impl Player {
         let ledger = Ledger::open(&state.ledger_path())?;
         let wallet = identity.wallet.clone();
         let payout = wallet.address();
-        let money = Money { chain: chain.clone(), wallet, payout, period_s: PERIOD_S };
+        let (top_up, deposits) = (None, Deposits::default());
+        let chain = chain.clone();
+        let money = Money { chain, wallet, payout, period_s: PERIOD_S, top_up, deposits };
         Ok(Self { identity, ledger, money, _state: state })
     }
 }

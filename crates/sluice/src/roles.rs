@@ -17,5 +17,6 @@ pub use connect::{Connect, ConnectOptions};
 pub use identity::Identity;
 pub use provide::{Provide, ProvideOptions};
 pub use relay::{RelayOptions, start_relay};
+pub(crate) use report::transaction;
 pub use report::{Report, Reporter};
 pub use stop::wait_for_stop;

@@ -19,6 +19,17 @@ pub use files::StateError;
 
 use files::{Secret, key};
 
+use crate::wallet::Keystore;
+
+/// What a wallet's file holds.
+#[derive(Debug)]
+pub enum SecretFile {
+    /// The key itself.
+    Plain(WalletKey),
+    /// The key under a passphrase.
+    Keystore(Keystore),
+}
+
 /// An open state directory. Its lock is held until it is dropped.
 pub struct State {
     dir: PathBuf,
@@ -72,12 +83,57 @@ impl State {
         default_dir(role, |name| std::env::var_os(name).filter(|value| !value.is_empty()))
     }
 
-    /// Reads a wallet key that is kept elsewhere: 64 hexadecimal digits in a file of mode 0600.
+    /// Opens the directory of a role that was started before: nothing is made but the lock.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open), and when there is no ledger in it.
+    pub fn open_existing(dir: &Path, who: &str) -> Result<Self, StateError> {
+        if !Self::ledger_in(dir).exists() {
+            return Err(StateError::NoLedger { dir: dir.to_owned() });
+        }
+        Self::open(dir, who)
+    }
+
+    /// Who holds a directory's lock, if anybody does.
+    ///
+    /// # Errors
+    /// When the lock cannot be looked at.
+    pub fn holder_of(dir: &Path) -> Result<Option<String>, StateError> {
+        files::holder_of(dir)
+    }
+
+    /// Reads a file of mode 0600 with a wallet's key: 64 hexadecimal digits, or a keystore.
     ///
     /// # Errors
     /// As for the state's own keys; a file that is missing is not made.
-    pub fn wallet_at(path: &Path) -> Result<WalletKey, StateError> {
-        files::read(path, wallet_parse)
+    pub fn wallet_file(path: &Path) -> Result<SecretFile, StateError> {
+        files::read(path, |text| match text.trim_ascii_start().first() {
+            Some(b'{') => {
+                Keystore::parse(text).map(SecretFile::Keystore).map_err(|e| e.to_string())
+            }
+            Some(_) | None => wallet_parse(text).map(SecretFile::Plain),
+        })
+    }
+
+    /// The first line of a file of mode 0600.
+    ///
+    /// # Errors
+    /// As for keys; when it is not UTF-8.
+    pub fn first_line(path: &Path) -> Result<Zeroizing<String>, StateError> {
+        files::read(path, |text| {
+            let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            let line = std::str::from_utf8(line).map_err(|_| "it is not UTF-8".to_owned())?;
+            Ok(Zeroizing::new(line.to_owned()))
+        })
+    }
+
+    /// Writes a new file of mode 0600, whole or not at all.
+    ///
+    /// # Errors
+    /// When it exists, or the disk fails.
+    pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+        files::write_new(path, bytes)
     }
 
     /// The directory.
@@ -131,13 +187,31 @@ impl State {
     /// Where the ledger is.
     #[must_use]
     pub fn ledger_path(&self) -> PathBuf {
-        self.dir.join("ledger.db")
+        Self::ledger_in(&self.dir)
+    }
+
+    /// Where a directory's ledger is.
+    #[must_use]
+    pub fn ledger_in(dir: &Path) -> PathBuf {
+        dir.join("ledger.db")
     }
 
     /// Where the embedded chain is unless it is shared.
     #[must_use]
     pub fn chain_dir(&self) -> PathBuf {
-        self.dir.join("chain")
+        Self::chain_in(&self.dir)
+    }
+
+    /// Where a directory's embedded chain is unless it is shared.
+    #[must_use]
+    pub fn chain_in(dir: &Path) -> PathBuf {
+        dir.join("chain")
+    }
+
+    /// Where a directory's own wallet is.
+    #[must_use]
+    pub fn wallet_in(dir: &Path) -> PathBuf {
+        dir.join("wallet.key")
     }
 }
 

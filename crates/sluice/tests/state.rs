@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use sluice::state::{State, StateError};
+use sluice::wallet::{self, WalletError};
 use tempfile::TempDir;
 
 const KEYS: [&str; 5] = ["node.key", "noise.key", "reset.key", "invite.key", "wallet.key"];
@@ -129,17 +130,20 @@ fn another_users_directory_is_refused() {
 fn a_wallet_elsewhere_is_read_under_the_same_rules_and_never_made() {
     let folder = folder();
     let path = folder.path().join("payer.key");
-    assert!(matches!(State::wallet_at(&path), Err(StateError::Io { .. })));
+    assert!(matches!(wallet::open(&path, None), Err(WalletError::File(StateError::Io { .. }))));
     fs::write(&path, "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80\n")
         .expect("writes");
     chmod(&path, 0o644);
-    assert!(matches!(State::wallet_at(&path), Err(StateError::Exposed { .. })));
+    assert!(matches!(
+        wallet::open(&path, None),
+        Err(WalletError::File(StateError::Exposed { .. }))
+    ));
     chmod(&path, 0o600);
-    let key = State::wallet_at(&path).expect("reads");
+    let key = wallet::open(&path, None).expect("reads");
     assert_eq!(key.address().to_string(), "0xf39fd6e51aad88f6f4ce6ab8827279cfffb92266");
     for (text, part) in [("12", "64 hexadecimal"), (&*"0".repeat(64), "secp256k1")] {
         fs::write(&path, text).expect("writes");
-        let error = State::wallet_at(&path).expect_err("is no key").to_string();
+        let error = wallet::open(&path, None).expect_err("is no key").to_string();
         assert!(error.contains(part) && error.contains("payer.key"), "{error}");
     }
 }

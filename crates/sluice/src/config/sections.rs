@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use sluice_proto::{EthAddress, PeerId, RelayAddr, Ticket};
+use sluice_settlement::RedemptionRule;
 
 use super::read::{ConfigError, Problem, Section, number, quantity, text};
 use super::values::{
-    BitRate, ByteSize, DirectPolicy, Expose, Finality, Map, ValueError, one_of, parse_duration,
-    parse_peer, parse_relay,
+    BitRate, ByteSize, DirectPolicy, Expose, Finality, GasPrice, Map, ValueError, one_of,
+    parse_duration, parse_peer, parse_relay, parse_rule,
 };
 
 /// Most threads that a section may ask for.
@@ -18,6 +19,9 @@ const THREADS_MAX: usize = 1024;
 const PERIOD_MIN: Duration = Duration::from_secs(48 * 3600);
 /// Longest close period: a payer must get its refund some day.
 const PERIOD_MAX: Duration = Duration::from_secs(365 * 86_400);
+/// Oftener would only load the node; rarer would leave little of a close's period.
+const LOOK_MIN: Duration = Duration::from_secs(1);
+const LOOK_MAX: Duration = Duration::from_secs(3600);
 /// Bounds of the idle timeout of a session.
 const IDLE_MIN: Duration = Duration::from_secs(5);
 const IDLE_MAX: Duration = Duration::from_secs(86_400);
@@ -90,6 +94,8 @@ pub struct ProvideSection {
     pub unfinal_credit_windows: u32,
     /// Token base units to pay into each relay's channel.
     pub relay_deposit: u128,
+    /// The most that each relay's channel is topped up to; 0: it is never topped up.
+    pub relay_deposit_max: u128,
     /// The dearest relay to use, token base units per GiB; 0: only free ones.
     pub relay_price_max: u128,
 }
@@ -108,6 +114,7 @@ impl Default for ProvideSection {
             payout: None,
             unfinal_credit_windows: 64,
             relay_deposit: 0,
+            relay_deposit_max: 0,
             relay_price_max: 0,
         }
     }
@@ -128,6 +135,7 @@ impl ProvideSection {
         let windows = &mut it.unfinal_credit_windows;
         section.set("unfinal_credit_windows", windows, number(0, 1_000_000));
         section.set("relay_deposit", &mut it.relay_deposit, number(0, u128::MAX));
+        section.set("relay_deposit_max", &mut it.relay_deposit_max, number(0, u128::MAX));
         section.set("relay_price_max", &mut it.relay_price_max, number(0, u128::MAX));
         it
     }
@@ -212,6 +220,8 @@ pub struct ConnectSection {
     pub ticket: Option<String>,
     /// Token base units to pay into the channel.
     pub deposit: u128,
+    /// The most that the channel is topped up to; 0: it is never topped up.
+    pub deposit_max: u128,
     /// The dearest offer to accept, token base units per GiB to the provider; 0: only free ones.
     pub max_price_up: u128,
     /// The same per GiB from the provider.
@@ -226,6 +236,7 @@ impl ConnectSection {
         section.list("map", &mut it.map, Map::parse);
         section.maybe("ticket", &mut it.ticket, text(ticket));
         section.set("deposit", &mut it.deposit, number(0, u128::MAX));
+        section.set("deposit_max", &mut it.deposit_max, number(0, u128::MAX));
         section.set("max_price_up", &mut it.max_price_up, number(0, u128::MAX));
         section.set("max_price_down", &mut it.max_price_down, number(0, u128::MAX));
         section.maybe("direct", &mut it.direct, text(str::parse::<DirectPolicy>));
@@ -279,6 +290,13 @@ pub struct ChainSection {
     /// From a payer's start of a close to its refund; a payee accepts no shorter one. 48 h to a
     /// year.
     pub period: Duration,
+    /// Token base units that one whole coin of the network is worth, to weigh fees; `None`: fees
+    /// are not weighed on a node, and play prices hold on the embedded chain.
+    pub coin_price: Option<u128>,
+    /// The dearest gas to redeem at; `None`: any.
+    pub gas_price_max: Option<GasPrice>,
+    /// How often roles look at their channels; 1 s to 1 h.
+    pub look: Duration,
 }
 
 impl Default for ChainSection {
@@ -292,6 +310,9 @@ impl Default for ChainSection {
             chain_id: None,
             finality: Finality::Finalized,
             period: Duration::from_secs(72 * 3600),
+            coin_price: None,
+            gas_price_max: None,
+            look: Duration::from_secs(60),
         }
     }
 }
@@ -332,6 +353,9 @@ impl ChainSection {
         section.maybe("chain_id", &mut it.chain_id, number(1, u64::MAX >> 1));
         section.set("finality", &mut it.finality, quantity(str::parse::<Finality>));
         section.set("period", &mut it.period, text(within(PERIOD_MIN, PERIOD_MAX)));
+        section.maybe("coin_price", &mut it.coin_price, number(1, u128::MAX));
+        section.maybe("gas_price_max", &mut it.gas_price_max, text(str::parse::<GasPrice>));
+        section.set("look", &mut it.look, text(within(LOOK_MIN, LOOK_MAX)));
         it
     }
 
@@ -363,8 +387,8 @@ impl ChainSection {
     }
 }
 
-/// `[wallet]`: files with a secp256k1 secret key each, 64 hexadecimal digits, mode 0600. Without
-/// one the state directory's own key, made at first start, is used.
+/// `[wallet]`: files with a secp256k1 secret key each, mode 0600: an encrypted keystore, or 64
+/// hexadecimal digits. Without one the state directory's own key, made at first start, is used.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WalletSection {
     /// Pays deposits.
@@ -373,6 +397,10 @@ pub struct WalletSection {
     pub signer: Option<PathBuf>,
     /// Redeems and closes.
     pub payee: Option<PathBuf>,
+    /// A file of mode 0600 whose first line unlocks keystores.
+    pub passphrase_file: Option<PathBuf>,
+    /// When vouchers are redeemed.
+    pub redeem: RedemptionRule,
 }
 
 impl WalletSection {
@@ -381,6 +409,8 @@ impl WalletSection {
         section.maybe("payer", &mut it.payer, text(path));
         section.maybe("signer", &mut it.signer, text(path));
         section.maybe("payee", &mut it.payee, text(path));
+        section.maybe("passphrase_file", &mut it.passphrase_file, text(path));
+        section.set("redeem", &mut it.redeem, text(parse_rule));
         it
     }
 }

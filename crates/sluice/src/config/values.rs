@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use sluice_proto::{PeerId, RelayAddr, ServiceName};
+use sluice_settlement::RedemptionRule;
 
 /// What is wrong with a value and what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -96,6 +97,53 @@ impl FromStr for BitRate {
 impl fmt::Display for BitRate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         largest(f, self.0, &RATE_UNITS)
+    }
+}
+
+/// Wei for each unit of gas.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GasPrice(pub u64);
+
+const GAS_PRICE_UNITS: [(&str, u64); 2] = [("gwei", 1_000_000_000), ("wei", 1)];
+
+impl FromStr for GasPrice {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match quantity(text, &GAS_PRICE_UNITS, "") {
+            Some(0) => wrong("a cap of 0 would never be met: write \"never\" as wallet.redeem"),
+            Some(wei) => Ok(Self(wei)),
+            None => wrong(format!(
+                "{text:?} is not a price of gas: write a number and gwei or wei, such as \"30 gwei\""
+            )),
+        }
+    }
+}
+
+impl fmt::Display for GasPrice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        largest(f, self.0, &GAS_PRICE_UNITS)
+    }
+}
+
+/// Parses a rule of redemption: a fraction such as `1 %`, `before_close`, `on_demand` or `never`.
+///
+/// # Errors
+/// When it is none, or the fraction is not above 0 and at most 100 %.
+pub fn parse_rule(text: &str) -> Result<RedemptionRule, ValueError> {
+    match text {
+        "before_close" => return Ok(RedemptionRule::BeforeClose),
+        "on_demand" => return Ok(RedemptionRule::OnDemand),
+        "never" => return Ok(RedemptionRule::Never),
+        _ => {}
+    }
+    let ppm = quantity(text, &[("%", 10_000)], "").and_then(|ppm| u32::try_from(ppm).ok());
+    match ppm {
+        Some(ppm @ 1..=1_000_000) => Ok(RedemptionRule::FeeBelow { ppm }),
+        Some(_) | None => wrong(format!(
+            "{text:?} is not a rule: write the largest fee as a part of the amount, such as \"1 %\", \
+             or \"before_close\", \"on_demand\" or \"never\""
+        )),
     }
 }
 

@@ -9,6 +9,9 @@ use sluice_ledger::{ChannelRow, ChannelStatus, Ledger, RedemptionKind, Redemptio
 use sluice_metering::{Channel, Payment, Purse, Terms};
 use sluice_proto::wire::pay;
 use sluice_proto::{Amount, ChannelId, ChannelKey, EthAddress, PeerId, WalletKey, WalletSignature};
+use sluice_settlement::TopUpRule;
+
+use crate::settle::Deposits;
 
 /// Attempts to see a channel that the payer says it opened ..
 const LOOKS: u32 = 10;
@@ -26,6 +29,10 @@ pub struct Money {
     pub payout: EthAddress,
     /// Seconds between a payer's wish to close and its refund.
     pub period_s: u32,
+    /// When to add to deposits; `None`: never.
+    pub top_up: Option<TopUpRule>,
+    /// Between accounts that use up deposits and the task that tops them up.
+    pub deposits: Deposits,
 }
 
 impl Money {
@@ -60,7 +67,8 @@ impl Money {
                     "channel {id} is closed on the chain: this lease can't go on; remove it by starting with a new state directory, or wait for it to expire"
                 )
             };
-            return Ok((self.purse_of(id, &terms.payment, state.deposit), row.key, 0));
+            let deposit = self.refill(ledger, &row, state.deposit).await?;
+            return Ok((self.purse_of(id, &terms.payment, deposit), row.key, 0));
         }
         ensure!(
             deposit.0 > 0,
@@ -106,6 +114,28 @@ impl Money {
             })
             .await?;
         Ok((self.purse_of(id, &terms.payment, deposit), key, receipt.gas))
+    }
+
+    /// Tops up a channel that is to be used again and runs dry; gives its deposit.
+    async fn refill(&self, ledger: &Ledger, row: &ChannelRow, deposit: Amount) -> Result<Amount> {
+        let signed = ledger.newest_on_channel(row.id, Role::Payer).await?;
+        let signed = signed.map_or(Amount(0), |voucher| voucher.amount);
+        let rule = self.top_up.and_then(|rule| rule.decide(deposit, signed, Amount(0)));
+        let Some(more) = rule else { return Ok(deposit) };
+        let receipt = self
+            .chain
+            .top_up(&self.wallet, &row.key, more)
+            .await
+            .with_context(|| format!("failed to top up channel {}", row.id))?;
+        let deposit = Amount(deposit.0.saturating_add(more.0));
+        ledger.put_channel(ChannelRow { deposit, ..row.clone() }).await?;
+        let at_unix_s = self.chain.now_unix_s().await.unwrap_or_default();
+        let (channel, tx, gas) = (row.id, receipt.hash, receipt.gas);
+        let kind = RedemptionKind::TopUp;
+        ledger
+            .record_redemption(RedemptionRow { channel, kind, amount: more, tx, gas, at_unix_s })
+            .await?;
+        Ok(deposit)
     }
 
     fn purse_of(&self, id: ChannelId, payment: &Option<Payment>, deposit: Amount) -> Purse {

@@ -10,7 +10,9 @@ use sluice_ledger::{Ledger, LedgerError, Role, StoredVoucher};
 use sluice_metering::{Evidence, Payer};
 use sluice_proto::wire::code;
 use sluice_proto::wire::session::{Goodbye, session::Kind};
-use sluice_proto::{Amount, PeerId, Price, RelayAddr, ServiceName, Ticket, decode_relays};
+use sluice_proto::{
+    Amount, ChannelId, PeerId, Price, RelayAddr, ServiceName, Ticket, decode_relays,
+};
 use sluice_transport::{
     AcceptPolicy, Clock, ConnectError, Network, Node, NodeConfig, NoiseKeys, PathBytes, Random,
     RelayLink, Session,
@@ -26,6 +28,7 @@ use super::edge::{Agreed, Guest, stored};
 use super::identity::Identity;
 use super::report::{Report, Reporter};
 use crate::config::DirectPolicy;
+use crate::settle::{Deposits, Growth};
 
 /// The provider has so long to answer a goodbye: it claims what is open first.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -384,7 +387,10 @@ impl Tenant {
         let (exhausted, used_up) = mpsc::unbounded_channel();
         tokio::spawn(keep_vouchers(self.options.ledger.clone(), Role::Payer, kept));
         tokio::spawn(tell_lies(self.options.report.clone(), session.peer(), told));
-        tasks.spawn(tell_exhausted(used_up));
+        let deposits = self.options.money.as_ref().map(|money| money.deposits.clone());
+        let deposits = deposits.unwrap_or_default();
+        let channel = agreed.purse.as_ref().map(|purse| purse.channel.id);
+        tasks.spawn(tell_exhausted(used_up, channel, deposits.clone()));
         let clock = self.clock.clone();
         let options = AccountOptions { persist, lies, exhausted, delivered: None, clock };
         let payer = Payer::new(
@@ -394,6 +400,9 @@ impl Tenant {
             agreed.newest.as_ref(),
         );
         let account = Account::payer(payer, session.connection().clone(), options);
+        if let Some(channel) = channel {
+            tasks.spawn(follow_deposit(deposits.listen(), channel, account.clone()));
+        }
         let may = self.options.direct != DirectPolicy::Never && !self.options.hold_relayed;
         let (wishes, wished) = watch::channel(Wishes { direct: may, leave: false });
         let (heard, parted) = watch::channel(false);
@@ -525,8 +534,25 @@ pub(crate) async fn tell_warm(session: Session, report: Reporter) {
     }
 }
 
-async fn tell_exhausted(mut used_up: mpsc::UnboundedReceiver<(Amount, Amount)>) {
+/// Tells the account when its channel was topped up.
+async fn follow_deposit(mut growth: Growth, channel: ChannelId, account: Account) {
+    loop {
+        let (grown, deposit) = growth.next().await;
+        if grown == channel {
+            account.set_deposit(deposit);
+        }
+    }
+}
+
+async fn tell_exhausted(
+    mut used_up: mpsc::UnboundedReceiver<(Amount, Amount)>,
+    channel: Option<ChannelId>,
+    deposits: Deposits,
+) {
     while let Some((due, deposit)) = used_up.recv().await {
+        if let Some(channel) = channel {
+            deposits.want(channel, due);
+        }
         tracing::warn!(
             "the deposit of {deposit} is used up ({due} is due): nothing more is paid until the \
              channel is topped up"

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use sluice_proto::PeerId;
+use sluice_proto::{Amount, ChannelId, PeerId};
 use sluice_transport::PathInfo;
 
 /// Something worth telling.
@@ -86,6 +86,71 @@ pub enum Report {
         down: u64,
         /// Cumulative amount.
         amount: u128,
+    },
+    /// Vouchers of a channel were turned into tokens.
+    Redeemed {
+        /// Which channel's.
+        channel: ChannelId,
+        /// What went to the payout now.
+        paid: Amount,
+        /// Cumulative.
+        redeemed: Amount,
+        /// Its part of the transaction's fee, in wei.
+        fee_wei: u128,
+        /// The same in the token, where it is known what a coin is worth.
+        fee: Option<Amount>,
+        /// Why now.
+        why: String,
+        /// The transaction.
+        tx: [u8; 32],
+    },
+    /// Vouchers that were asked for were not redeemed.
+    Kept {
+        /// Which channel's.
+        channel: ChannelId,
+        /// Why not.
+        why: String,
+    },
+    /// A channel that pays this node is being closed by its payer, or is closed.
+    ChannelEnds {
+        /// Which.
+        channel: ChannelId,
+        /// From when the payer may be refunded, Unix seconds; `None`: it is closed.
+        closes_at: Option<u64>,
+        /// What is not redeemed yet.
+        unredeemed: Amount,
+    },
+    /// A deposit grew.
+    ToppedUp {
+        /// Which channel's.
+        channel: ChannelId,
+        /// By how much.
+        more: Amount,
+        /// To how much.
+        deposit: Amount,
+        /// The transaction.
+        tx: [u8; 32],
+    },
+    /// A deposit is used up and may not grow.
+    DepositSpent {
+        /// Which channel's.
+        channel: ChannelId,
+        /// How much it is.
+        deposit: Amount,
+        /// How much it may be.
+        deposit_max: Amount,
+    },
+    /// What was left of a channel came back.
+    Refunded {
+        /// Which channel's.
+        channel: ChannelId,
+        /// How much.
+        refunded: Amount,
+    },
+    /// Channels could not be settled for now; it is tried again.
+    SettlementFailed {
+        /// Why.
+        what: String,
     },
     /// The role is stopping.
     Stopping {
@@ -178,6 +243,34 @@ impl Report {
             Self::Account { peer, up, down, amount } => {
                 format!("Account with {peer}: {down} bytes down, {up} up, {amount} in all")
             }
+            Self::Redeemed { channel, paid, fee_wei, fee, why, tx, .. } => {
+                let worth = fee.map(|fee| format!(", {fee} base units")).unwrap_or_default();
+                let tx = hex::encode(tx);
+                format!(
+                    "Redeemed {paid} of channel {channel} ({why}); fee {fee_wei} wei{worth}; transaction 0x{tx}"
+                )
+            }
+            Self::Kept { channel, why } => format!("Channel {channel} keeps its voucher: {why}"),
+            Self::ChannelEnds { channel, closes_at: Some(at), unredeemed } => format!(
+                "The payer is closing channel {channel}, from Unix second {at} on; {unredeemed} unredeemed"
+            ),
+            Self::ChannelEnds { channel, closes_at: None, unredeemed } => {
+                format!(
+                    "Channel {channel} is closed; {unredeemed} of its voucher were not redeemed"
+                )
+            }
+            Self::ToppedUp { channel, more, deposit, .. } => {
+                format!("Topped up channel {channel} by {more} to {deposit}")
+            }
+            Self::DepositSpent { channel, deposit, deposit_max } => format!(
+                "The deposit of {deposit} of channel {channel} is used up, and {deposit_max} is the most that is allowed: run `sluice channel top-up`, or raise deposit_max"
+            ),
+            Self::Refunded { channel, refunded } => {
+                format!("Channel {channel} is closed, and {refunded} came back")
+            }
+            Self::SettlementFailed { what } => {
+                format!("Channels cannot be settled for now, and it is tried again: {what}")
+            }
             Self::Stopping { why } => format!("{why}: finishing open accounts, then stopping"),
         }
     }
@@ -216,7 +309,39 @@ impl Report {
                 "event": "account", "peer": peer.to_string(), "up": up, "down": down,
                 "amount": amount.to_string(),
             }),
+            Self::Redeemed { channel, paid, redeemed, fee_wei, fee, why, tx } => json!({
+                "event": "redeemed", "channel": channel.to_string(), "paid": paid.to_string(),
+                "redeemed": redeemed.to_string(), "fee_wei": fee_wei.to_string(),
+                "fee": fee.map(|fee| fee.to_string()), "why": why, "tx": transaction(tx),
+            }),
+            Self::Kept { channel, why } => {
+                json!({"event": "kept", "channel": channel.to_string(), "why": why})
+            }
+            Self::ChannelEnds { channel, closes_at, unredeemed } => json!({
+                "event": "channel_ends", "channel": channel.to_string(),
+                "closes_at_unix_s": closes_at, "unredeemed": unredeemed.to_string(),
+            }),
+            Self::ToppedUp { channel, more, deposit, tx } => json!({
+                "event": "topped_up", "channel": channel.to_string(), "more": more.to_string(),
+                "deposit": deposit.to_string(), "tx": transaction(tx),
+            }),
+            Self::DepositSpent { channel, deposit, deposit_max } => json!({
+                "event": "deposit_spent", "channel": channel.to_string(),
+                "deposit": deposit.to_string(), "deposit_max": deposit_max.to_string(),
+            }),
+            Self::Refunded { channel, refunded } => json!({
+                "event": "refunded", "channel": channel.to_string(),
+                "refunded": refunded.to_string(),
+            }),
+            Self::SettlementFailed { what } => {
+                json!({"event": "settlement_failed", "message": what})
+            }
             Self::Stopping { why } => json!({"event": "stopping", "why": why}),
         }
     }
+}
+
+/// A transaction's hash as it is written.
+pub(crate) fn transaction(hash: &[u8; 32]) -> String {
+    format!("0x{}", hex::encode(hash))
 }

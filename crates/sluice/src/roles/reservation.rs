@@ -9,7 +9,7 @@ use sluice_ledger::{Edge, LeaseRow, Ledger, Role};
 use sluice_metering::{HolderMeter, PayerEvent, Terms, VoucherRecord, accept_terms};
 use sluice_proto::eth::BIND_EXPORTER_LABEL;
 use sluice_proto::wire::{code, control, pay};
-use sluice_proto::{Amount, Keypair, RelayAddr};
+use sluice_proto::{Amount, ChannelId, Keypair, RelayAddr};
 use sluice_transport::{Clock, LinkEvent, RelayLink};
 use tokio::sync::{mpsc, oneshot};
 
@@ -54,6 +54,8 @@ struct Task {
     link: RelayLink,
     connection: Option<quinn::Connection>,
     meter: Option<HolderMeter>,
+    /// What pays, once terms were agreed.
+    channel: Option<ChannelId>,
     known: HashSet<[u8; 32]>,
     persisting: Option<tokio::task::JoinHandle<(u64, bool)>>,
     waiting: Option<(u64, VoucherRecord)>,
@@ -73,12 +75,15 @@ pub(crate) async fn hold(
         link,
         connection: None,
         meter: None,
+        channel: None,
         known: HashSet::new(),
         persisting: None,
         waiting: None,
         seat,
     };
     let mut over_tcp = task.link.over_tcp();
+    let deposits = task.holder.money.as_ref().map(|money| money.deposits.clone());
+    let mut growth = deposits.unwrap_or_default().listen();
     loop {
         let clock = task.holder.clock.clone();
         let next = task.meter.as_ref().and_then(HolderMeter::poll_timeout);
@@ -109,6 +114,11 @@ pub(crate) async fn hold(
             } else {
                 "reached over UDP again"
             }),
+            (channel, deposit) = growth.next() => {
+                if task.channel == Some(channel) {
+                    task.change(|meter, now| meter.handle_deposit(deposit, now));
+                }
+            }
             () = clock.sleep_until(until) => task.change(|meter, now| meter.handle_timeout(now)),
         }
     }
@@ -256,6 +266,7 @@ impl Task {
             accept.channel = Some(bind(purse, key, &us, &exporter));
         }
         let purse = purse.map(|(purse, _, _)| purse);
+        self.channel = purse.as_ref().map(|purse| purse.channel.id);
         let budget = self.link.budget();
         let meter = HolderMeter::new(terms, purse, offer.starter_left, newest.as_ref(), budget);
         self.meter = Some(meter);
@@ -279,6 +290,9 @@ impl Task {
                     self.holder.report.tell(&Report::Lie { peer, what });
                 }
                 PayerEvent::DepositExhausted { due, deposit } => {
+                    if let (Some(channel), Some(money)) = (self.channel, &self.holder.money) {
+                        money.deposits.want(channel, due);
+                    }
                     let relay = self.link.relay().to_string();
                     let state = format!("the deposit of {deposit} is used up: {due} is due");
                     self.holder.report.tell(&Report::Link { relay, state });

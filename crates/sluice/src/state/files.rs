@@ -83,6 +83,21 @@ pub enum StateError {
         /// What the system said.
         source: io::Error,
     },
+    /// There is no ledger in it.
+    #[error(
+        "there is no ledger in {}: no role has run there yet; name another directory with \
+         --state-dir", dir.display()
+    )]
+    NoLedger {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A file that must not be overwritten.
+    #[error("{} exists, and keys are never overwritten: choose another name", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
     /// The environment names no place for state.
     #[error("no place for keys is known: give one with --state-dir, or set SLUICE_STATE or HOME")]
     NoHome,
@@ -129,6 +144,22 @@ pub(super) fn lock(dir: &Path, role: &str) -> Result<File, StateError> {
     };
     write(&mut file).map_err(failed("write", &path))?;
     Ok(file)
+}
+
+/// Who holds the lock of a directory, if anybody does. A role that starts at this moment may be
+/// kept waiting for a few milliseconds.
+pub(super) fn holder_of(dir: &Path) -> Result<Option<String>, StateError> {
+    let path = dir.join(LOCK);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(failed("open", &path)(e)),
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(None),
+        Err(TryLockError::WouldBlock) => Ok(Some(holder(&file))),
+        Err(TryLockError::Error(source)) => Err(StateError::Io { doing: "lock", path, source }),
+    }
 }
 
 fn try_lock(file: &File) -> Result<(), TryLockError> {
@@ -197,6 +228,24 @@ fn make(dir: &Path, path: &Path, bytes: &[u8]) -> Result<(), StateError> {
         if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
     };
     write().map_err(failed("make the key", path))
+}
+
+/// Writes a secret to a new file. It never takes another's place; what could not be written whole is
+/// removed.
+pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+    let mut options = OpenOptions::new();
+    let mut file = match private(options.write(true).create_new(true)).open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            return Err(StateError::Exists { path: path.to_owned() });
+        }
+        Err(e) => return Err(failed("make", path)(e)),
+    };
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    written.map_err(|error| {
+        let _ = fs::remove_file(path);
+        failed("write", path)(error)
+    })
 }
 
 /// Asks for mode 0600 where there are modes.
