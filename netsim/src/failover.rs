@@ -41,6 +41,8 @@ const FLAPPING: Duration = Duration::from_secs(60);
 const FLAP: Duration = Duration::from_secs(3);
 /// A relay that does not forward must be found out within this.
 const WITHDRAWN: Duration = Duration::from_secs(45);
+/// .. and is looked at this often.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -332,10 +334,15 @@ impl Stage {
     /// How long the provider goes on counting on its reservation at a relay.
     async fn until_withdrawn(&self, relay: usize) -> Option<Duration> {
         let began = self.scene.net.elapsed();
-        let mut state = self.provider.links[relay].state();
-        let gone = state.wait_for(|s| !matches!(s, LinkState::Reserved(_)));
-        let done = self.scene.net.clock().timeout(WITHDRAWN, gone).await;
-        done.ok().map(|_| self.scene.net.elapsed() - began)
+        let link = &self.provider.links[relay];
+        while matches!(*link.state().borrow(), LinkState::Reserved(_)) && link.forwards() {
+            let waited = self.scene.net.elapsed() - began;
+            if waited > WITHDRAWN {
+                return None;
+            }
+            self.scene.sleep(LOOK).await;
+        }
+        Some(self.scene.net.elapsed() - began)
     }
 }
 

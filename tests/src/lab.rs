@@ -195,7 +195,15 @@ impl Lab {
     /// # Errors
     /// When it is not ready in time.
     pub fn relay_with(&self, args: &[&str]) -> Result<RelayRole> {
-        let process = self.run("relay", &[&["relay"], args].concat())?;
+        self.relay_called("relay", args)
+    }
+
+    /// Starts a relay with these arguments and the state directory `name`.
+    ///
+    /// # Errors
+    /// When it is not ready in time.
+    pub fn relay_called(&self, name: &str, args: &[&str]) -> Result<RelayRole> {
+        let process = self.run(name, &[&["relay"], args].concat())?;
         let ready = process.event(0, "ready")?;
         let address = ready["address"].as_str().context("no address")?.to_owned();
         Ok(RelayRole { process, address })
@@ -224,8 +232,22 @@ impl Lab {
         services: &[(&str, SocketAddr)],
         direct: &str,
     ) -> Result<Provider> {
+        self.provide_through(&[relay], services, direct)
+    }
+
+    /// Starts a provider of these services, at relays of these addresses.
+    ///
+    /// # Errors
+    /// When it is not ready in time.
+    pub fn provide_through(
+        &self,
+        relays: &[&str],
+        services: &[(&str, SocketAddr)],
+        direct: &str,
+    ) -> Result<Provider> {
         let exposed: Vec<_> = services.iter().map(|(n, a)| format!("{n}=tcp:{a}")).collect();
-        let mut args = vec!["provide", "--relay", relay, "--direct", direct];
+        let mut args = vec!["provide", "--direct", direct];
+        args.extend(relays.iter().flat_map(|relay| ["--relay", relay]));
         args.extend(exposed.iter().flat_map(|e| ["--expose", e.as_str()]));
         let process = self.run("provide", &args)?;
         let ready = process.event(0, "ready")?;

@@ -20,7 +20,7 @@ use sluice_transport::{
 use sluice_tunnel::{Account, AccountOptions, Link, Persist, Snapshot, listen};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use super::channel::Money;
 use super::control::Control;
@@ -34,8 +34,6 @@ use crate::settle::{Deposits, Growth};
 const GOODBYE: Duration = Duration::from_secs(5);
 /// At price 0 counts are written down this often at most.
 const FREE_RECORDS: Duration = Duration::from_millis(500);
-/// No attempt to connect takes as long as this.
-const CONNECT_MAX: Duration = Duration::from_secs(60);
 /// Relays that are kept in hand.
 const RELAYS_MAX: usize = 12;
 /// Another relay is tried beside one that has not led to the provider within this ..
@@ -303,19 +301,14 @@ impl Tenant {
         let mut failures = Vec::new();
         loop {
             let next = links.next();
-            let patience = match &next {
-                Some(link) if link.is_up() => LATE,
-                Some(_) => LATE_LINK,
-                None if attempts.is_empty() => break,
-                None => CONNECT_MAX,
-            };
-            if let Some(link) = next {
+            if next.is_none() && attempts.is_empty() {
+                break;
+            }
+            if let Some(link) = next.clone() {
                 let (node, ticket) = (self.node.clone(), self.options.ticket.clone());
                 attempts.spawn(async move { node.connect(&ticket, &link).await });
             }
-            let Ok(done) = self.clock.timeout(patience, attempts.join_next()).await else {
-                continue;
-            };
+            let Some(done) = self.next_done(&mut attempts, next).await else { continue };
             match done {
                 Some(Ok(Ok(session))) => {
                     close_late(attempts).await;
@@ -327,6 +320,22 @@ impl Tenant {
             }
         }
         anyhow::bail!("failed to reach the provider: {}", failures.join("; "))
+    }
+
+    /// The next attempt that is over; `None` once the last one, through `link`, is late.
+    async fn next_done(
+        &self,
+        attempts: &mut JoinSet<Result<Session, ConnectError>>,
+        link: Option<RelayLink>,
+    ) -> Option<Option<Result<Result<Session, ConnectError>, JoinError>>> {
+        let Some(link) = link else { return Some(attempts.join_next().await) };
+        if let Ok(done) = self.clock.timeout(LATE_LINK, attempts.join_next()).await {
+            return Some(done);
+        }
+        if !link.is_up() {
+            return None;
+        }
+        self.clock.timeout(LATE, attempts.join_next()).await.ok()
     }
 
     /// Keeps a session open: when one is lost, its connections are reset and another is made.
