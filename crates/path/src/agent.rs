@@ -36,8 +36,13 @@ const KNOWN_FOR: Duration = Duration::from_secs(600);
 const LENT: Duration = Duration::from_millis(500);
 /// A switch is said again with the pings on the new path, the first of them after this.
 const SAY_AGAIN: Duration = Duration::from_millis(200);
-/// A path is not left for silence shorter than this.
-const SILENCE_MIN: Duration = Duration::from_millis(250);
+/// A path is suspect, and others are tried, after a silence of so many probe timeouts ..
+const SUSPECT_PTO: u32 = 2;
+/// .. and left for another after so many ..
+const DEAD_PTO: u32 = 3;
+/// .. but for none shorter than this: a stall of 200 ms, a round trip and a delayed acknowledgement
+/// are no reason to leave.
+const SILENCE_MIN: Duration = Duration::from_millis(300);
 /// A suspect path and its rivals are pinged again after this at the earliest ..
 const SUSPECT_PING: Duration = Duration::from_millis(40);
 /// .. later after this part of the time for which it has been suspect ..
@@ -725,7 +730,7 @@ impl Agent {
             return;
         };
         let silent = now.saturating_duration_since(since);
-        if silent < activity.pto * 2 {
+        if silent < activity.pto * SUSPECT_PTO {
             return;
         }
         let began = *self.suspect.get_or_insert(now);
@@ -733,7 +738,7 @@ impl Agent {
         if activity.outstanding {
             self.try_out(selected, began, now);
         }
-        let patience = (activity.pto * 2).max(SILENCE_MIN);
+        let patience = (activity.pto * DEAD_PTO).max(SILENCE_MIN);
         let echoed = |path| self.paths[&path].echoed.is_some_and(|at| at >= began);
         let rival = self.best(now, |p| p != selected && echoed(p));
         if let Some(rival) = rival

@@ -61,3 +61,23 @@ fn changed(node: &Arc<Inner>) {
     }
     node.addresses_changed();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wall_clock_that_ran_ahead_tells_of_sleep_and_one_that_kept_step_does_not() {
+        let start = Instant::now();
+        let after = |monotonic: u64, wall: u64| Seen {
+            addresses: BTreeSet::new(),
+            now: start + Duration::from_secs(monotonic),
+            unix: Duration::from_secs(1_000_000 + wall),
+        };
+        let before = after(0, 0);
+        assert!(after(1, 180).slept_since(&before), "three minutes in one second");
+        assert!(!after(60, 61).slept_since(&before), "a busy machine looks late");
+        assert!(!after(1, 3).slept_since(&before), "the clock was set right");
+        assert!(!after(1, 0).slept_since(&after(0, 3600)), "the clock was set back");
+    }
+}

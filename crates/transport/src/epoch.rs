@@ -7,15 +7,25 @@
 
 use std::any::Any;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use quinn_proto::RttEstimator;
 use quinn_proto::congestion::{Controller, ControllerFactory, CubicConfig};
 
+/// What a receiver may delay an acknowledgement (RFC 9000, 18.2): quinn's and the default.
+const ACK_DELAY_MAX: Duration = Duration::from_millis(25);
+/// Least that four variances of the round-trip time count for (RFC 9002, 6.1.2).
+const GRANULARITY: Duration = Duration::from_millis(1);
+
 /// Counts the paths that a connection has had; shared with its controller.
 #[derive(Debug, Default)]
-pub(crate) struct PathEpoch(Mutex<Mark>);
+pub(crate) struct PathEpoch {
+    mark: Mutex<Mark>,
+    /// The probe timeout, as this epoch's acknowledgements measured it, in nanoseconds; 0: not yet.
+    pto_ns: AtomicU64,
+}
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Mark {
@@ -61,13 +71,23 @@ impl PathEpoch {
     }
 
     fn begin(&self, change: Change) {
-        let mut mark = self.0.lock();
+        let mut mark = self.mark.lock();
         mark.number += 1;
         mark.change = change;
+        self.pto_ns.store(0, Relaxed);
     }
 
     fn mark(&self) -> Mark {
-        *self.0.lock()
+        *self.mark.lock()
+    }
+
+    /// QUIC's probe timeout (RFC 9002, 6.2.1). `rtt` is its round-trip time, whose variance is taken
+    /// for a quarter of it while none was measured on this path.
+    pub(crate) fn pto(&self, rtt: Duration) -> Duration {
+        match self.pto_ns.load(Relaxed) {
+            0 => rtt * 2 + ACK_DELAY_MAX,
+            ns => Duration::from_nanos(ns),
+        }
     }
 }
 
@@ -86,6 +106,7 @@ impl ControllerFactory for EpochFactory {
             in_flight: 0,
             stale: 0,
             saved: None,
+            variance: None,
         })
     }
 }
@@ -102,6 +123,8 @@ struct EpochController {
     stale: u64,
     /// What to go back to if a trial is undone.
     saved: Option<Saved>,
+    /// Of the round-trip time, in this epoch.
+    variance: Option<Duration>,
 }
 
 struct Saved {
@@ -142,6 +165,15 @@ impl EpochController {
         }
     }
 
+    /// Takes an acknowledged packet's round trip.
+    fn measure(&mut self, sample: Duration, rtt: Duration) {
+        let off = sample.abs_diff(rtt);
+        let variance = self.variance.map_or(rtt / 4, |before| (before * 3 + off) / 4);
+        self.variance = Some(variance);
+        let pto = rtt + (variance * 4).max(GRANULARITY) + ACK_DELAY_MAX;
+        self.epoch.pto_ns.store(u64::try_from(pto.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+    }
+
     fn settle(&mut self, bytes: u64, stale: bool) {
         self.in_flight = self.in_flight.saturating_sub(bytes);
         if stale {
@@ -155,6 +187,7 @@ impl Controller for EpochController {
         let mark = self.epoch.mark();
         if mark.number != self.seen {
             self.seen = mark.number;
+            self.variance = None;
             self.begin(mark.change, now);
         }
         self.in_flight += bytes;
@@ -172,6 +205,7 @@ impl Controller for EpochController {
         let stale = self.is_stale(sent);
         self.settle(bytes, stale);
         if !stale {
+            self.measure(now.saturating_duration_since(sent), rtt.get());
             self.inner.on_ack(now, sent, bytes, app_limited, rtt);
         }
     }
@@ -233,6 +267,7 @@ impl Controller for EpochController {
             mtu: self.mtu,
             in_flight: self.in_flight,
             stale: self.stale,
+            variance: self.variance,
             saved: self.saved.as_ref().map(|saved| Saved {
                 inner: saved.inner.clone_box(),
                 since: saved.since,

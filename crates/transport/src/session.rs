@@ -439,10 +439,8 @@ impl Driver {
         [agent, look, self.next_knock(now)].into_iter().flatten().min().unwrap_or(hour)
     }
 
-    /// QUIC's probe timeout: RFC 9002, 6.2.1, with the variance at its usual half and the default
-    /// ack delay.
     fn pto(&self) -> Duration {
-        self.connection.rtt() * 2 + Duration::from_millis(25)
+        self.epoch.pto(self.connection.rtt())
     }
 
     /// Tells the agent what the socket saw.
