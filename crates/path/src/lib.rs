@@ -15,8 +15,9 @@
 //! - The choice is an ordering that one can read ([`Rank`]): alive, then direct before relayed,
 //!   then round-trip time with a margin. The *controlling* side (the tenant) makes it; the side
 //!   that switches says so in a `use` probe on the new path, and the other follows.
-//! - Either side leaves a path that is silent although something is outstanding on it, after
-//!   max(3 PTO, 300 ms), if another path has echoed since; after 2 PTO its packets try the best other one.
+//! - Once a path has been silent for 2 PTO although something is outstanding on it, packets try the
+//!   best other one, and the other side answers there; after max(3 PTO, 300 ms) either side leaves it
+//!   for one that has echoed since. If it answers before, nothing has changed.
 //! - A direct path that died may come back after a hold-down, so that a bad one does not flap.
 //! - Ports are guessed only while there is no direct path, by one side, at the address that a
 //!   relay of its own choosing sees for the other, and no more than [`GUESSES_MAX`] of them.
