@@ -182,11 +182,14 @@ impl Cell {
         Ok(())
     }
 
-    /// Starts the tenant; its local port of the web server.
+    /// Starts the tenant, once the one before has stopped; its local port of the web server.
     ///
     /// # Errors
     /// When it is not ready in time.
     pub fn connect(&mut self, direct: &str) -> Result<SocketAddr> {
+        if let Some(mut before) = self.tenant.take() {
+            before.stop()?;
+        }
         let (lab, ticket, direct) = (self.lab.clone(), self.ticket.clone(), direct.to_owned());
         let tenant = self.tenant_home.host.call(move || {
             let map = ["--map", "127.0.0.1:0=web"];

@@ -14,9 +14,15 @@ fn reaches(provider: Access, tenant: Access, kind: PathKind) -> Result<()> {
         return Ok(());
     }
     let mut cell = Cell::build(1, (provider, Link::FIBRE), (tenant, Link::FIBRE))?;
-    let web = cell.start("always")?;
+    let mut web = cell.start("always")?;
     if kind == PathKind::Direct {
-        cell.wait_for_path(kind)?;
+        let mut found = cell.wait_for_path(kind);
+        if found.is_err() && needs_guesses(provider, tenant) {
+            eprintln!("no port was guessed; once more");
+            web = cell.connect("always")?;
+            found = cell.wait_for_path(kind);
+        }
+        found?;
     }
     let before = cell.relayed_bytes()?;
     cell.finish(cell.download(web)?)?;
@@ -34,6 +40,14 @@ fn reaches(provider: Access, tenant: Access, kind: PathKind) -> Result<()> {
         ensure!((sent == 0) == is_blocked, "{sent} frames over UDP to where {home} stands");
     }
     Ok(())
+}
+
+/// Whether one side's port must be guessed. By chance a round of 1,024 guesses misses all of 256
+/// sockets once in sixty times, so that a lab allows a second session.
+fn needs_guesses(one: Access, other: Access) -> bool {
+    let is_strict = |access| matches!(access, Access::PortRestricted | Access::Cgnat);
+    let pairs = [(one, other), (other, one)];
+    pairs.iter().any(|(one, other)| *one == Access::Symmetric && is_strict(*other))
 }
 
 macro_rules! cells {
@@ -64,6 +78,10 @@ cells! {
     port_restricted_to_port_restricted: PortRestricted, PortRestricted => Direct;
     cgnat_to_port_restricted: Cgnat, PortRestricted => Direct;
     cgnat_to_cgnat: Cgnat, Cgnat => Direct;
+    port_restricted_to_symmetric: PortRestricted, Symmetric => Direct;
+    symmetric_to_port_restricted: Symmetric, PortRestricted => Direct;
+    symmetric_to_cgnat: Symmetric, Cgnat => Direct;
+    cgnat_to_symmetric: Cgnat, Symmetric => Direct;
     symmetric_to_symmetric: Symmetric, Symmetric => Relayed;
     udp_blocked_to_public: UdpBlocked, Public => Tcp;
     full_cone_to_udp_blocked: FullCone, UdpBlocked => Tcp;

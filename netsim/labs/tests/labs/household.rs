@@ -37,7 +37,7 @@ fn a_household_sees_nothing_but_the_declared_service() -> Result<()> {
     let mut seen = Vec::new();
     for watch in watched {
         let frames = watch?.stop().into_iter();
-        seen.push(frames.filter(|f| !matches!(f, Frame::Arp { .. })).collect::<Vec<_>>());
+        seen.push(frames.filter(|f| !is_for_all(f)).collect::<Vec<_>>());
     }
     let (served, others): (Vec<&Frame>, Vec<&Frame>) =
         seen[0].iter().partition(|f| is_service(f, port));
@@ -50,6 +50,8 @@ fn a_household_sees_nothing_but_the_declared_service() -> Result<()> {
     Ok(())
 }
 
+/// Where UPnP searches.
+const SEARCH: Ipv4Addr = Ipv4Addr::new(239, 255, 255, 250);
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -64,6 +66,12 @@ fn is_service(frame: &Frame, port: u16) -> bool {
         }
         _ => false,
     }
+}
+
+/// Who asks for an address, or for a router that speaks UPnP, asks the whole LAN.
+fn is_for_all(frame: &Frame) -> bool {
+    let Frame::Ip { to, ports, .. } = frame else { return matches!(frame, Frame::Arp { .. }) };
+    (*to, ports.map(|(_, to)| to)) == (SEARCH, Some(1900))
 }
 
 fn is_probe(frame: &Frame) -> bool {
