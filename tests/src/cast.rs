@@ -12,6 +12,7 @@ use sluice_chain::Chain;
 use sluice_ledger::Ledger;
 use sluice_proto::{Amount, Keypair, PeerId, Price, RelayAddr, ServiceName, Ticket, WalletKey};
 use sluice_relay::Relay;
+use sluice_transport::NatOptions;
 use sluice_tunnel::Services;
 use tempfile::TempDir;
 
@@ -167,6 +168,7 @@ impl Cast {
             idle_timeout: Duration::from_secs(60),
             ticket_for: Duration::ZERO,
             direct: DirectPolicy::Never,
+            nat: NatOptions::default(),
             money: who.money.clone(),
             relay_deposit: DEPOSIT,
             relay_price_max: RELAY_PRICE,
@@ -187,6 +189,7 @@ impl Cast {
             ticket: ticket.clone(),
             map: vec![(loopback(), ServiceName::parse(service).expect("a service's name"))],
             direct: DirectPolicy::Never,
+            nat: NatOptions::default(),
             hold_relayed: false,
             money: who.money.clone(),
             deposit: DEPOSIT,

@@ -10,7 +10,7 @@ use sluice_chain::{Chain, Finality as ChainFinality, RpcConfig};
 use sluice_ledger::Ledger;
 use sluice_proto::{Amount, Price, RelayAddr, ServiceName, Ticket, WalletKey};
 use sluice_settlement::TopUpRule;
-use sluice_transport::Clock;
+use sluice_transport::{Clock, NatOptions};
 use sluice_tunnel::Services;
 use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
@@ -412,6 +412,7 @@ async fn run_provide(config: &Config, json: bool) -> Result<()> {
         idle_timeout: provide.idle_timeout,
         ticket_for: Duration::from_secs(u64::from(provide.ticket_days) * 86_400),
         direct: config.node.direct,
+        nat: nat_options(config),
         money: desk.money,
         relay_deposit: Amount(provide.relay_deposit),
         relay_price_max: provide.relay_price_max,
@@ -436,6 +437,14 @@ async fn run_provide(config: &Config, json: bool) -> Result<()> {
     Ok(())
 }
 
+fn nat_options(config: &Config) -> NatOptions {
+    NatOptions {
+        survey: true,
+        port_mapping: config.node.port_mapping,
+        entries_max: config.node.nat_entries_max,
+    }
+}
+
 async fn run_connect(config: &Config, json: bool) -> Result<()> {
     let connect = &config.connect;
     let text = connect
@@ -454,6 +463,7 @@ async fn run_connect(config: &Config, json: bool) -> Result<()> {
         ticket,
         map,
         direct: connect.direct.unwrap_or(config.node.direct),
+        nat: nat_options(config),
         hold_relayed: false,
         money: desk.money,
         deposit: Amount(connect.deposit),

@@ -21,7 +21,7 @@ use sluice_chain::{Chain, Finality, RpcConfig};
 use sluice_ledger::Ledger;
 use sluice_proto::{Amount, Price, RelayAddr, ServiceName, Ticket};
 use sluice_relay::Relay;
-use sluice_transport::Clock;
+use sluice_transport::{Clock, NatOptions};
 use sluice_tunnel::Services;
 use tokio::task::JoinSet;
 
@@ -264,6 +264,7 @@ impl Cast {
             idle_timeout: Duration::from_secs(60),
             ticket_for: Duration::from_secs(3600),
             direct: DirectPolicy::AfterFunding,
+            nat: NatOptions::default(),
             money: Some(self.provider.money.clone()),
             relay_deposit: Amount(DEPOSIT),
             relay_price_max: RELAY_PRICE,
@@ -281,6 +282,7 @@ impl Cast {
             ticket: Ticket::decode(ticket, now)?,
             map: vec![(any_port(), ServiceName::parse("web")?)],
             direct: DirectPolicy::AfterFunding,
+            nat: NatOptions::default(),
             hold_relayed: true,
             money: Some(self.tenant.money.clone()),
             deposit: Amount(DEPOSIT),

@@ -43,6 +43,7 @@ mod epoch;
 mod knock;
 mod leg;
 mod link;
+mod mapping;
 mod messages;
 mod network;
 mod node;

@@ -267,6 +267,7 @@ impl Node {
         tokio::spawn(accept_sessions(inner.clone(), sender));
         tokio::spawn(crate::addresses::watch(Arc::downgrade(&inner)));
         tokio::spawn(survey::keep_surveyed(Arc::downgrade(&inner)));
+        tokio::spawn(crate::mapping::keep_mapped(Arc::downgrade(&inner)));
         Ok(Self { inner, incoming: Arc::new(tokio::sync::Mutex::new(incoming)) })
     }
 

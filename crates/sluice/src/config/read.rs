@@ -294,6 +294,11 @@ where
     }
 }
 
+/// True or false.
+pub(super) fn flag(value: &DeValue<'_>) -> Result<bool, String> {
+    value.as_bool().ok_or_else(|| format!("must be true or false, not {}", kind(value)))
+}
+
 fn span<T: fmt::Display>(min: T, max: T) -> String {
     let max = max.to_string();
     // A bound of more digits is the type's, and helps nobody.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use sluice_proto::{EthAddress, PeerId, RelayAddr, Ticket};
 use sluice_settlement::RedemptionRule;
 
-use super::read::{ConfigError, Problem, Section, number, quantity, text};
+use super::read::{ConfigError, Problem, Section, flag, number, quantity, text};
 use super::values::{
     BitRate, ByteSize, DirectPolicy, Expose, Finality, GasPrice, Map, ValueError, one_of,
     parse_duration, parse_peer, parse_relay, parse_rule,
@@ -28,6 +28,9 @@ const IDLE_MAX: Duration = Duration::from_secs(86_400);
 /// Port that a relay listens on by default.
 const RELAY_PORT: u16 = 4433;
 
+/// Most that guessing ports ever takes of a NAT's table.
+const NAT_ENTRIES_MAX: u16 = 1024;
+
 /// `[node]`: what every role needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeSection {
@@ -40,6 +43,10 @@ pub struct NodeSection {
     pub log: String,
     /// When direct paths may be used.
     pub direct: DirectPolicy,
+    /// Whether the router may be asked to forward a port.
+    pub port_mapping: bool,
+    /// Entries of the router's NAT table that guessing ports may take at a time.
+    pub nat_entries_max: u16,
     /// Threads of `provide` and `connect`; 0: one per core. One moves several Gbit/s, and a third
     /// cheaper than two.
     pub threads: usize,
@@ -52,6 +59,8 @@ impl Default for NodeSection {
             bind: (Ipv4Addr::UNSPECIFIED, 0).into(),
             log: "info".to_owned(),
             direct: DirectPolicy::default(),
+            port_mapping: true,
+            nat_entries_max: NAT_ENTRIES_MAX,
             threads: 1,
         }
     }
@@ -64,6 +73,8 @@ impl NodeSection {
         section.set("bind", &mut it.bind, text(socket));
         section.set("log", &mut it.log, text(words));
         section.set("direct", &mut it.direct, text(str::parse::<DirectPolicy>));
+        section.set("port_mapping", &mut it.port_mapping, flag);
+        section.set("nat_entries_max", &mut it.nat_entries_max, number(0, NAT_ENTRIES_MAX));
         section.set("threads", &mut it.threads, number(0, THREADS_MAX));
         it
     }

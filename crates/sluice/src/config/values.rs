@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use sluice_proto::{PeerId, RelayAddr, ServiceName};
 use sluice_settlement::RedemptionRule;
+use sluice_transport::NatOptions;
 
 /// What is wrong with a value and what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -215,6 +216,19 @@ pub enum DirectPolicy {
     AfterFunding,
     /// Relays only.
     Never,
+}
+
+impl DirectPolicy {
+    /// What may be done for direct paths: nothing, if there are to be none.
+    #[must_use]
+    pub fn nat_options(self, options: NatOptions) -> NatOptions {
+        let may = self != Self::Never;
+        NatOptions {
+            survey: options.survey && may,
+            port_mapping: options.port_mapping && may,
+            ..options
+        }
+    }
 }
 
 impl FromStr for DirectPolicy {

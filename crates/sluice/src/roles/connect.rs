@@ -14,8 +14,8 @@ use sluice_proto::{
     Amount, ChannelId, PeerId, Price, RelayAddr, ServiceName, Ticket, decode_relays,
 };
 use sluice_transport::{
-    AcceptPolicy, Clock, ConnectError, Network, Node, NodeConfig, NoiseKeys, PathBytes, Random,
-    RelayLink, Session,
+    AcceptPolicy, Clock, ConnectError, NatOptions, Network, Node, NodeConfig, NoiseKeys, PathBytes,
+    Random, RelayLink, Session,
 };
 use sluice_tunnel::{Account, AccountOptions, Link, Persist, Snapshot, listen};
 use tokio::net::TcpListener;
@@ -56,6 +56,8 @@ pub struct ConnectOptions {
     pub map: Vec<(SocketAddr, ServiceName)>,
     /// When direct paths may be used.
     pub direct: DirectPolicy,
+    /// How much the NAT may be asked and used for them.
+    pub nat: NatOptions,
     /// Stay on the relay until told otherwise.
     pub hold_relayed: bool,
     /// What it pays with; `None`: only free services.
@@ -267,6 +269,7 @@ impl Tenant {
             network: Network::Kernel,
             random: Random::default(),
         })?;
+        node.set_nat_options(options.direct.nat_options(options.nat));
         let links = options.ticket.relays.iter().map(|r| node.link(*r, None)).collect();
         let links = Arc::new(Mutex::new(links));
         let guest = Guest {

@@ -16,7 +16,8 @@ use sluice_proto::{
     Amount, Invite, Keypair, LeaseId, PeerId, Price, RelayAddr, Ticket, encode_relays,
 };
 use sluice_transport::{
-    AcceptPolicy, Clock, Network, Node, NodeConfig, NoiseKeys, Random, RelayLink, Session,
+    AcceptPolicy, Clock, NatOptions, Network, Node, NodeConfig, NoiseKeys, Random, RelayLink,
+    Session,
 };
 use sluice_tunnel::{Account, AccountOptions, Services, Snapshot, serve};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -67,6 +68,8 @@ pub struct ProvideOptions {
     pub ticket_for: Duration,
     /// When direct paths may be used.
     pub direct: DirectPolicy,
+    /// How much the NAT may be asked and used for them.
+    pub nat: NatOptions,
     /// Where it is paid and pays; `None`: everything is free.
     pub money: Option<Money>,
     /// Deposit in each relay's channel.
@@ -148,6 +151,7 @@ impl Provide {
             network: Network::Kernel,
             random: Random::default(),
         })?;
+        node.set_nat_options(options.direct.nat_options(options.nat));
         let shared = Arc::new(Shared {
             host: Host {
                 key: identity.node.clone(),

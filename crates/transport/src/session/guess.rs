@@ -88,7 +88,12 @@ impl Driver {
     pub(super) fn open_sockets(&mut self, count: u16, observe: bool) {
         let now = self.node.clock.now();
         let sides = self.sides.open(count);
-        tracing::debug!(session = self.peer.index, wanted = count, opened = sides.len(), "sockets for guessing");
+        tracing::debug!(
+            session = self.peer.index,
+            wanted = count,
+            opened = sides.len(),
+            "sockets for guessing"
+        );
         let mut opened: Vec<Opened> = sides
             .iter()
             .map(|side| Opened {
