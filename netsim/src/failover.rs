@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use parking_lot::Mutex;
-use sluice_transport::{Clock, LinkState, PathInfo, PathKind, PathReason, Session};
+use sluice_transport::{Clock, PathInfo, PathKind, PathReason, Session};
 
 use crate::figures::{Figure, Spans, Target};
 use crate::nat::{Allocator, Dependence, NatSpec};
@@ -39,9 +39,9 @@ const STALL: Duration = Duration::from_millis(200);
 const FLAPPING: Duration = Duration::from_secs(60);
 /// .. and how long it stays up or down.
 const FLAP: Duration = Duration::from_secs(3);
-/// A relay that does not forward must be found out within this.
+/// A relay that does not forward must be found out within this ..
 const WITHDRAWN: Duration = Duration::from_secs(45);
-/// .. and is looked at this often.
+/// .. and it is looked this often whether it was.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// What is lost.
@@ -73,11 +73,13 @@ pub enum Loss {
     RelayMtu,
     /// The provider's line is down for three seconds.
     LineDown,
+    /// The provider's process is killed and started again.
+    NodeKilled,
 }
 
 impl Loss {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::RelayKilled,
         Self::RelaySilent,
         Self::RelayDeaf,
@@ -91,6 +93,7 @@ impl Loss {
         Self::Rebound,
         Self::RelayMtu,
         Self::LineDown,
+        Self::NodeKilled,
     ];
 
     const fn name(self) -> &'static str {
@@ -108,6 +111,7 @@ impl Loss {
             Self::Rebound => "rebound",
             Self::RelayMtu => "relay-mtu",
             Self::LineDown => "line-down",
+            Self::NodeKilled => "node-killed",
         }
     }
 
@@ -142,8 +146,10 @@ pub struct Outcome {
     pub false_switches: usize,
     /// Most changes to a direct path within 30 s.
     pub flaps: usize,
-    /// From the loss until the provider no longer counts on the relay.
+    /// From the loss until the provider no longer names the relay.
     pub withdrawn: Option<Duration>,
+    /// From the start of the node's new process until the other end knew that the session is over.
+    pub told: Option<Duration>,
 }
 
 /// All cases of some seeds.
@@ -171,7 +177,10 @@ impl Case {
     pub fn run(&self) -> Result<Outcome> {
         time::run(async |clock| {
             let stage = Stage::set(clock, self).await?;
-            stage.play(self.loss).await
+            match self.loss == Loss::NodeKilled {
+                true => stage.play_killed().await,
+                false => stage.play(self.loss).await,
+            }
         })
         .with_context(|| self.to_string())
     }
@@ -208,7 +217,16 @@ impl Stage {
             Loss::DirectFlaps => FLAPPING,
             Loss::DirectLost => CUT + AFTER,
             Loss::RelayHalfDead => WITHDRAWN + STEADY,
-            _ => AFTER,
+            Loss::RelayKilled
+            | Loss::RelaySilent
+            | Loss::RelayDeaf
+            | Loss::RelayMute
+            | Loss::AddressChanged
+            | Loss::AddressChangedDirect
+            | Loss::Rebound
+            | Loss::RelayMtu
+            | Loss::LineDown
+            | Loss::NodeKilled => AFTER,
         };
         let clock = self.scene.net.clock().clone();
         let until = clock.now() + steady + span;
@@ -254,6 +272,20 @@ impl Stage {
             since.filter(|(_, p)| p.kind == PathKind::Direct).map(|(t, _)| *t).collect();
         outcome.flaps = most_within(&direct, Duration::from_secs(30));
         Ok(outcome)
+    }
+
+    /// The provider dies and comes back: the tenant hears of it, and can begin anew.
+    async fn play_killed(mut self) -> Result<Outcome> {
+        self.scene.sleep(STEADY).await;
+        self.scene.net.crash(self.provider.host);
+        self.scene.sleep(Duration::from_secs(1)).await;
+        let began = self.scene.net.elapsed();
+        self.scene.revive(&mut self.provider).await?;
+        self.scene.within("the session's end", self.ours.connection().closed()).await?;
+        let told = Some(self.scene.net.elapsed() - began);
+        let (ours, theirs) = self.scene.session(&self.tenant, &self.provider).await?;
+        ensure!(workload::echo(&self.scene, &ours, &theirs, 10_000).await?, "a byte is wrong");
+        Ok(Outcome { told, ..Outcome::default() })
     }
 
     /// Brings the loss about, and waits for what is to be seen of it besides the gap.
@@ -307,6 +339,7 @@ impl Stage {
                 self.scene.sleep(Duration::from_secs(3)).await;
                 net.take(gateway, Nothing, Nothing);
             }
+            Loss::NodeKilled => anyhow::bail!("the session does not outlive it"),
         }
         Ok(outcome)
     }
@@ -331,13 +364,12 @@ impl Stage {
         }
     }
 
-    /// How long the provider goes on counting on its reservation at a relay.
+    /// How long the provider goes on naming a relay in its tickets.
     async fn until_withdrawn(&self, relay: usize) -> Option<Duration> {
         let began = self.scene.net.elapsed();
-        let link = &self.provider.links[relay];
-        while matches!(*link.state().borrow(), LinkState::Reserved(_)) && link.forwards() {
-            let waited = self.scene.net.elapsed() - began;
-            if waited > WITHDRAWN {
+        let addr = self.scene.relays[relay].addr;
+        while self.provider.ticket().relays.contains(&addr) {
+            if self.scene.net.elapsed() - began > WITHDRAWN {
                 return None;
             }
             self.scene.sleep(LOOK).await;
@@ -381,6 +413,7 @@ struct Row {
     never_direct: usize,
     withdrawn: Spans,
     never_withdrawn: usize,
+    told: Spans,
     false_switches: usize,
     flaps: usize,
 }
@@ -394,17 +427,20 @@ impl Report {
             row.failed += 1;
             return;
         };
-        row.gaps.push(outcome.gap);
         row.false_switches += outcome.false_switches;
         row.flaps = row.flaps.max(outcome.flaps);
         row.direct_again.extend(outcome.direct_again);
         row.withdrawn.extend(outcome.withdrawn);
-        match case.loss {
-            Loss::DirectLost => row.never_direct += usize::from(outcome.direct_again.is_none()),
-            Loss::RelayHalfDead => {
-                row.never_withdrawn += usize::from(outcome.withdrawn.is_none());
-            }
-            _ => {}
+        row.told.extend(outcome.told);
+        if case.loss == Loss::NodeKilled {
+            return;
+        }
+        row.gaps.push(outcome.gap);
+        if case.loss == Loss::DirectLost {
+            row.never_direct += usize::from(outcome.direct_again.is_none());
+        }
+        if case.loss == Loss::RelayHalfDead {
+            row.never_withdrawn += usize::from(outcome.withdrawn.is_none());
         }
     }
 
@@ -461,7 +497,7 @@ impl Row {
                 gap(99.0, Target::AtMost(2000.0));
             }
             Loss::RelayMtu | Loss::LineDown => gap(99.0, Target::None),
-            Loss::RelayHalfDead | Loss::Stalls | Loss::DirectFlaps => {}
+            Loss::RelayHalfDead | Loss::Stalls | Loss::DirectFlaps | Loss::NodeKilled => {}
         }
         let mut figure = |name: &str, value: f64, unit, target| {
             out.push(Figure::new(format!("{}: {name}", loss.name()), value, unit, target));
@@ -483,6 +519,10 @@ impl Row {
                 };
                 figure("withdrawn, worst", worst, "s", Target::AtMost(45.0));
             }
+            Loss::NodeKilled => {
+                let worst = self.told.percentile_ms(100.0);
+                figure("the other end knows after its restart, worst", worst, "ms", Target::None);
+            }
             Loss::Stalls => {
                 let count = self.false_switches as f64;
                 figure("false switches", count, "", Target::AtMost(0.0));
@@ -493,7 +533,15 @@ impl Row {
                 let flaps = self.flaps as f64;
                 figure("returns to direct in 30 s, most", flaps, "", Target::AtMost(1.0));
             }
-            _ => {}
+            Loss::RelayKilled
+            | Loss::RelaySilent
+            | Loss::RelayDeaf
+            | Loss::RelayMute
+            | Loss::AddressChanged
+            | Loss::AddressChangedDirect
+            | Loss::Rebound
+            | Loss::RelayMtu
+            | Loss::LineDown => {}
         }
     }
 }

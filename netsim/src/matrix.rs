@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use sluice_transport::PathKind;
 
-use crate::check::Probes;
+use crate::check::{NAT_ENTRIES, Probes};
 use crate::class::{Class, Kind, class, kinds};
 use crate::figures::{Figure, Spans, Target};
 use crate::nat::{Allocator, Dependence, NatSpec};
@@ -362,7 +362,7 @@ impl Report {
                 "entries in one NAT, most",
                 self.nat_entries as f64,
                 "",
-                Target::AtMost(1024.0),
+                Target::AtMost(NAT_ENTRIES as f64),
             ),
         ]
     }

@@ -163,6 +163,23 @@ impl Scene {
     /// When it does not get them in time.
     pub async fn provider(&mut self, home: &HomeSpec, relays: usize) -> Result<Party> {
         let mut party = self.party(home, AcceptPolicy::Invited(SECRET))?;
+        self.reserve(&mut party, relays).await?;
+        Ok(party)
+    }
+
+    /// A provider's process, which died, comes back with the same keys.
+    ///
+    /// # Errors
+    /// When it does not start, or does not get its reservations in time.
+    pub async fn revive(&mut self, party: &mut Party) -> Result<()> {
+        let relays = party.links.len();
+        let (host, key, noise) = (party.host, party.key.clone(), party.noise.clone());
+        party.links.clear();
+        party.node = self.node(host, key, noise, AcceptPolicy::Invited(SECRET))?;
+        self.reserve(party, relays).await
+    }
+
+    async fn reserve(&self, party: &mut Party, relays: usize) -> Result<()> {
         for relay in &self.relays[..relays] {
             let (sender, events) = mpsc::channel(EVENTS);
             party.links.push(party.node.link(relay.addr, Some(sender)));
@@ -173,7 +190,7 @@ impl Scene {
             let reserved = state.wait_for(|s| matches!(s, LinkState::Reserved(_)));
             self.within("a reservation", reserved).await??;
         }
-        Ok(party)
+        Ok(())
     }
 
     /// A tenant that is connected to the first `relays` relays.
@@ -196,9 +213,20 @@ impl Scene {
         let Site { host, gateways } = self.add_home(home);
         let key = keypair(&mut self.rng);
         let noise = NoiseKeys::from_secret(self.rng.bytes())?;
+        let node = self.node(host, key.clone(), noise.clone(), accept)?;
+        Ok(Party { host, gateways, node, links: Vec::new(), key, noise })
+    }
+
+    fn node(
+        &mut self,
+        host: PlaceId,
+        key: Keypair,
+        noise: NoiseKeys,
+        accept: AcceptPolicy,
+    ) -> Result<Node> {
         let node = Node::bind(NodeConfig {
-            key: key.clone(),
-            noise: noise.clone(),
+            key,
+            noise,
             bind: (Ipv6Addr::UNSPECIFIED, 0).into(),
             reset_key: self.rng.bytes(),
             incarnation: self.rng.number(),
@@ -208,7 +236,7 @@ impl Scene {
             network: self.net.network(host),
             random: Random::seeded(self.rng.number()),
         })?;
-        Ok(Party { host, gateways, node, links: Vec::new(), key, noise })
+        Ok(node)
     }
 
     /// Opens a session; both of its ends.
@@ -278,13 +306,13 @@ impl SimRelay {
 }
 
 impl Party {
-    /// A ticket for this provider, as it hands it out now.
+    /// A ticket for this provider, as it hands it out now: it names the relays that forward.
     #[must_use]
     pub fn ticket(&self) -> Ticket {
         Ticket {
             peer: self.node.id(),
             noise_key: self.noise.public(),
-            relays: self.links.iter().map(RelayLink::relay).collect(),
+            relays: self.links.iter().filter(|l| l.forwards()).map(RelayLink::relay).collect(),
             invite: Invite::issue(&SECRET, 0),
             expires_unix_s: 0,
             services: Vec::new(),
