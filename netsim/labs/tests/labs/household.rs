@@ -57,15 +57,9 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 
 fn is_service(frame: &Frame, port: u16) -> bool {
-    match *frame {
-        Frame::Ip { from: PROVIDER, to: STORAGE, protocol: TCP, ports: Some((_, to)) } => {
-            to == port
-        }
-        Frame::Ip { from: STORAGE, to: PROVIDER, protocol: TCP, ports: Some((at, _)) } => {
-            at == port
-        }
-        _ => false,
-    }
+    let Frame::Ip { from, to, protocol: TCP, ports: Some(ports) } = *frame else { return false };
+    let is_request = (from, to, ports.1) == (PROVIDER, STORAGE, port);
+    is_request || (from, to, ports.0) == (STORAGE, PROVIDER, port)
 }
 
 /// Who asks for an address, or for a router that speaks UPnP, asks the whole LAN.
