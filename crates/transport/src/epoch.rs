@@ -314,7 +314,7 @@ mod tests {
         let old = fill(&mut *controller, now, 0);
         epoch.advance(true);
         assert_eq!(controller.window(), fresh + old, "before anything is sent on the new path");
-        let later = now + std::time::Duration::from_secs(1);
+        let later = now + Duration::from_secs(1);
         controller.on_sent(later, PACKET, 1);
         assert_eq!(controller.window(), fresh + old);
         // What is found lost takes its room along, and nothing else.
@@ -334,7 +334,7 @@ mod tests {
     #[test]
     fn a_trial_gives_a_fresh_window_and_undone_it_leaves_all_as_it_was() {
         let (epoch, mut controller, now) = controller();
-        let later = now + std::time::Duration::from_secs(1);
+        let later = now + Duration::from_secs(1);
         let old = fill(&mut *controller, now, 0);
         controller.on_congestion_event(later, now, false, PACKET);
         let (before, fresh) = (controller.window(), controller.initial_window());
@@ -381,7 +381,7 @@ mod tests {
     #[test]
     fn losses_of_before_say_nothing_of_the_new_path() {
         let (epoch, mut controller, now) = controller();
-        let later = now + std::time::Duration::from_secs(1);
+        let later = now + Duration::from_secs(1);
         fill(&mut *controller, now, 0);
         epoch.advance(false);
         controller.on_sent(later, PACKET, 0);
