@@ -60,13 +60,25 @@ fn ticket(relay: RelayAddr, expires_unix_s: u64) -> Result<String> {
 
 #[test]
 fn help_is_there_for_every_command() -> Result<()> {
-    let commands: [&[&str]; 9] = [
+    let commands: [&[&str]; 21] = [
         &[],
         &["demo"],
         &["relay"],
         &["provide"],
         &["connect"],
         &["doctor"],
+        &["redeem"],
+        &["channel", "list"],
+        &["channel", "top-up"],
+        &["channel", "close"],
+        &["ledger", "list"],
+        &["ledger", "export"],
+        &["ledger", "verify"],
+        &["wallet", "create"],
+        &["wallet", "import"],
+        &["wallet", "show"],
+        &["wallet", "balance"],
+        &["watch"],
         &["config"],
         &["config", "check"],
         &["config", "example"],

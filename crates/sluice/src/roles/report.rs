@@ -131,7 +131,7 @@ pub enum Report {
         /// The transaction.
         tx: [u8; 32],
     },
-    /// A deposit is used up and may not grow.
+    /// A deposit runs dry and may not grow.
     DepositSpent {
         /// Which channel's.
         channel: ChannelId,
@@ -263,7 +263,7 @@ impl Report {
                 format!("Topped up channel {channel} by {more} to {deposit}")
             }
             Self::DepositSpent { channel, deposit, deposit_max } => format!(
-                "The deposit of {deposit} of channel {channel} is used up, and {deposit_max} is the most that is allowed: run `sluice channel top-up`, or raise deposit_max"
+                "The deposit of {deposit} of channel {channel} runs dry, and {deposit_max} is the most that is allowed: run `sluice channel top-up`, or raise deposit_max"
             ),
             Self::Refunded { channel, refunded } => {
                 format!("Channel {channel} is closed, and {refunded} came back")

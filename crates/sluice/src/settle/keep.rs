@@ -164,6 +164,10 @@ pub(crate) fn told(settler: &Settler, done: &Paid) -> Report {
 async fn keep_deposits(options: &KeepOptions) {
     let clock = Clock::default();
     let mut payer = Payer { options, signed: HashMap::new(), bounded: HashMap::new() };
+    // What lies idle from earlier runs is left alone until it is used.
+    if let Err(error) = payer.note_signed().await {
+        tracing::warn!("{error:#}");
+    }
     let (mut trouble, mut closes) = (Rounds::default(), Rounds::default());
     let mut look = clock.now();
     loop {
@@ -199,6 +203,14 @@ impl Payer<'_> {
         Ok(rows)
     }
 
+    async fn note_signed(&mut self) -> Result<()> {
+        for row in self.channels().await? {
+            let newest = self.options.ledger.newest_on_channel(row.id, Role::Payer).await?;
+            self.signed.insert(row.id, newest.map_or(Amount(0), |voucher| voucher.amount));
+        }
+        Ok(())
+    }
+
     async fn top_up(&mut self) -> Result<()> {
         let wanted = self.options.deposits.take_wanted();
         let mut outcome = Ok(());
@@ -207,7 +219,7 @@ impl Payer<'_> {
             let signed = newest.map_or(Amount(0), |voucher| voucher.amount);
             let before = self.signed.insert(row.id, signed);
             let due = wanted.get(&row.id).copied();
-            if due.is_none() && before.is_none_or(|before| before == signed) {
+            if due.is_none() && before.unwrap_or_default() == signed {
                 continue;
             }
             if let Err(error) = self.top_up_one(row, signed, due.unwrap_or_default()).await {
@@ -227,7 +239,8 @@ impl Payer<'_> {
         let Some(rule) = &self.options.top_up else { return Ok(()) };
         let dry = rule.decide(row.deposit, signed, due);
         let Some(more) = dry else {
-            let is_dry = due > row.deposit || signed == row.deposit;
+            let unbounded = TopUpRule { deposit_max: Amount(u128::MAX), ..*rule };
+            let is_dry = unbounded.decide(row.deposit, signed, due).is_some();
             if is_dry && self.bounded.insert(row.id, row.deposit) != Some(row.deposit) {
                 let (channel, deposit_max) = (row.id, rule.deposit_max);
                 report.tell(&Report::DepositSpent { channel, deposit: row.deposit, deposit_max });
