@@ -93,9 +93,10 @@ fn what_is_locked_here_is_unlocked_here_and_bears_its_address() {
 
 #[test]
 fn a_field_that_is_malformed_or_out_of_bounds_is_named() {
-    let named = |vector, from, to, wanted: &str| match refusal(vector, from, to) {
-        KeystoreError::Field { field, .. } => assert_eq!(field, wanted, "{to}"),
-        other => panic!("{to}: {other}"),
+    let named = |vector, from, to, wanted: &str| {
+        let refused = refusal(vector, from, to);
+        let KeystoreError::Field { field, .. } = &refused else { panic!("{to}: {refused}") };
+        assert_eq!(*field, wanted, "{to}");
     };
     named(SCRYPT, "aes-128-ctr", "aes-128-cbc", "cipher");
     named(SCRYPT, "83dbcc02d8", "83dbcc02", "iv");

@@ -4,9 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use sluice_path::{
-    GUESSES_MAX, Nat, Question, RelayPort, SURVEY_SOCKETS, SocketId, Survey, SurveyRelay,
-};
+use sluice_path::{GUESSES_MAX, Nat, Question, SURVEY_SOCKETS, SocketId, Survey, SurveyRelay};
 use sluice_proto::frame::Observe;
 
 use crate::leg::Leg;
@@ -157,11 +155,7 @@ fn ask(observer: &mut Observer, legs: &[Arc<Leg>], sides: &[Arc<SideSocket>], as
         from_other_port: asked.answer_from != asked.to,
         to_port: asked.answer_to,
     };
-    let to = match asked.to {
-        RelayPort::Main => RelayPort::Main,
-        RelayPort::Alternate => RelayPort::Alternate,
-    };
-    observer.ask(leg, side, to, &question);
+    observer.ask(leg, side, asked.to, &question);
 }
 
 fn publish(node: &Inner, legs: &[Arc<Leg>], survey: &Survey, complete: bool) {
