@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use netsim_labs::{Access, Internet, Link, Protocol, Upnp};
+use netsim_labs::{Access, Cell, Internet, Link, PathKind, Protocol, Upnp};
 
 use crate::can_run;
 
@@ -44,4 +44,35 @@ miniupnpd! {
     miniupnpd_maps_a_port_by_upnp: Upnp;
     miniupnpd_maps_a_port_by_nat_pmp: NatPmp;
     miniupnpd_maps_a_port_by_pcp: Pcp;
+}
+
+/// Two symmetric NATs never meet, unless a port is mapped.
+fn sluice_maps(protocol: Protocol) -> Result<()> {
+    if !can_run()? {
+        return Ok(());
+    }
+    let home = (Access::Symmetric, Link::FIBRE);
+    let mut cell = Cell::build(1, home, home)?;
+    let router = Upnp::start(&cell.provider_home, protocol)?;
+    let web = cell.start("always")?;
+    cell.wait_for_path(PathKind::Direct)?;
+    ensure!(router.mappings()? > 0, "a direct path without a mapping");
+    cell.finish(cell.download(web)?)?;
+    cell.wait_for_path(PathKind::Direct)
+}
+
+macro_rules! mapped {
+    ($($name:ident: $protocol:ident;)*) => {
+        $(
+            #[test]
+            #[ignore = "a lab: cargo labs"]
+            fn $name() -> Result<()> {
+                sluice_maps(Protocol::$protocol)
+            }
+        )*
+    };
+}
+
+mapped! {
+    a_provider_maps_a_port_by_upnp: Upnp;
 }
