@@ -81,9 +81,8 @@ pub const PROBES_PER_SECOND: u64 = 550;
 pub const BYSTANDER_PROBES: u64 = 64;
 /// Temporary sockets of a birthday, the data socket, and some to observe the NAT with.
 pub const SOCKETS: usize = 256 + 32;
-/// What guessing may take of a NAT's table, `nat_entries_max` by default, and what relays, surveys and
-/// other addresses of the other node take besides.
-pub const NAT_ENTRIES: usize = 1024 + 64;
+/// Entries that a node may take in a NAT's table: `nat_entries_max` by default.
+pub const NAT_ENTRIES: usize = 1024;
 
 /// Checks that no path is used that was never echoed.
 ///
