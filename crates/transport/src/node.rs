@@ -189,6 +189,8 @@ pub(crate) struct Inner {
     pub(crate) nat_entries: Arc<Semaphore>,
     pub(crate) nat_options: Mutex<NatOptions>,
     pub(crate) guessing: Mutex<Guessing>,
+    /// Locked while the router may forward a port.
+    pub(crate) mapping: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -262,6 +264,7 @@ impl Node {
             nat_entries: Arc::new(Semaphore::new(usize::from(GUESSES_MAX))),
             nat_options: Mutex::new(NatOptions::default()),
             guessing: Mutex::default(),
+            mapping: Arc::default(),
         });
         let (sender, incoming) = mpsc::channel(ACCEPT_QUEUE);
         tokio::spawn(accept_sessions(inner.clone(), sender));
@@ -447,9 +450,10 @@ impl Node {
         ))
     }
 
-    /// Ends all sessions and links, and waits until their last packets are out.
+    /// Ends all sessions and links, and waits until their last packets are out and the router's port
+    /// is given back.
     pub async fn shutdown(&self) {
-        self.inner.end_sessions().await;
+        tokio::join!(self.inner.end_sessions(), crate::mapping::give_back(&self.inner));
         self.inner.endpoint.close(code::SHUTDOWN.into(), b"shutting down");
         let deadline = self.inner.clock.now() + Duration::from_secs(2);
         tokio::select! {

@@ -169,7 +169,10 @@ impl Drop for Namespace {
 #[expect(unsafe_code, reason = "leaving the process's network namespace")]
 fn enter() -> Result<PathBuf> {
     // SAFETY: descriptors stay shared (no `UnshareFlags::FILES`), which is all that the call asks.
-    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
+    unsafe { unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWNS) }?;
+    // Programs look up interfaces in /sys, which shows those of the namespace that mounted it.
+    feed("mount --make-rprivate /", "")?;
+    feed("mount -t sysfs sysfs /sys", "")?;
     // Labs speak IPv4; autoconfiguration would add packets that nobody asked for.
     for group in ["all", "default"] {
         let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{group}/disable_ipv6"), "1");

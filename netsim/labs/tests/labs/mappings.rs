@@ -58,7 +58,10 @@ fn sluice_maps(protocol: Protocol) -> Result<()> {
     cell.wait_for_path(PathKind::Direct)?;
     ensure!(router.mappings()? > 0, "a direct path without a mapping");
     cell.finish(cell.download(web)?)?;
-    cell.wait_for_path(PathKind::Direct)
+    cell.wait_for_path(PathKind::Direct)?;
+    cell.stop()?;
+    ensure!(router.mappings()? == 0, "a mapping outlives who asked for it");
+    Ok(())
 }
 
 macro_rules! mapped {
@@ -75,4 +78,6 @@ macro_rules! mapped {
 
 mapped! {
     a_provider_maps_a_port_by_upnp: Upnp;
+    a_provider_maps_a_port_by_nat_pmp: NatPmp;
+    a_provider_maps_a_port_by_pcp: Pcp;
 }
