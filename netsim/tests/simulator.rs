@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use netsim::rng::Rng;
 use netsim::scene::{HomeSpec, Scene};
 use netsim::sim::{self, Sabotage};
 use netsim::{pool, time};
+use parking_lot::Mutex;
 use sluice_proto::frame;
 
 const RELAY: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 10));
@@ -25,6 +27,35 @@ fn the_same_seed_is_the_same_run_packet_by_packet() {
     assert_eq!((first.digest, first.packets), (second.digest, second.packets));
     let other = sim::run(5).expect("it passes");
     assert_ne!(first.digest, other.digest);
+}
+
+/// What relays answer to clients whose addresses are not proven, byte by byte.
+fn retries(seed: u64) -> Vec<Bytes> {
+    let retries = Arc::new(Mutex::new(Vec::new()));
+    let seen = retries.clone();
+    time::run(async |clock| {
+        let line = LinkSpec::delay(Duration::from_millis(5));
+        let mut scene = Scene::new(clock, seed, &[line; 2]).await.expect("relays");
+        scene.net.watch(Box::new(move |_, _, what, packet| {
+            // RFC 9000, section 17.2.5: a long header of type 3.
+            let is_retry = packet.bytes.first().is_some_and(|first| first & 0xF0 == 0xF0);
+            if what == Seen::Delivered && is_retry {
+                seen.lock().push(packet.bytes.clone());
+            }
+        }));
+        scene.tenant(&HomeSpec::default(), 2).await.expect("a tenant");
+    });
+    let retries = retries.lock();
+    retries.clone()
+}
+
+/// quinn reads a Retry that comes too late as frames: what follows depends on every byte of it.
+#[test]
+fn the_same_seed_gives_the_same_retries_byte_by_byte() {
+    let first = retries(1);
+    assert_eq!(first.len(), 2, "one from each relay");
+    assert_eq!(retries(1), first);
+    assert_ne!(retries(2), first);
 }
 
 #[test]

@@ -56,7 +56,7 @@ fn changed(node: &Arc<Inner>) {
     for link in node.links() {
         link.hurry();
     }
-    for peer in node.tables.peers.read().values() {
+    for peer in node.tables.sessions() {
         peer.command(crate::peer::Command::Moved);
     }
     node.addresses_changed();

@@ -39,6 +39,7 @@
 
 mod addresses;
 mod clock;
+mod connection_ids;
 mod epoch;
 mod knock;
 mod leg;
@@ -59,6 +60,7 @@ mod tables;
 mod tls;
 
 pub use clock::{Clock, Elapsed};
+pub use connection_ids::ConnectionIds;
 pub use knock::{NoiseKeys, RendezvousError};
 pub use link::{LinkEvent, LinkState, RelayLink};
 pub use messages::{MessageError, MessageReader, send_message};

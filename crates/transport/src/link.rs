@@ -16,6 +16,7 @@ use sluice_proto::wire::{self, code, pay};
 use sluice_proto::{FlowId, PeerId, RelayAddr, RelayBudget, RelayFlow, VERSION};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use crate::connection_ids::client_config;
 use crate::leg::Leg;
 use crate::messages::{MessageError, MessageReader, send_message};
 use crate::node::Inner;
@@ -486,7 +487,7 @@ impl Task {
         let node = self.node.clone();
         let crypto = tls::client_config(&node.key, self.relay.peer, sluice_proto::ALPN_RELAY)
             .map_err(|e| e.to_string())?;
-        let mut config = quinn::ClientConfig::new(crypto);
+        let mut config = client_config(crypto, &node.random);
         config.transport_config(node.control_transport.clone());
         let connection = node
             .endpoint

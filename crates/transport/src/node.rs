@@ -16,6 +16,7 @@ use sluice_proto::wire::{code, control};
 use sluice_proto::{FlowId, Invite, Keypair, PeerId, RelayAddr, RelayFlow, Ticket, VERSION};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
+use crate::connection_ids::{ConnectionIds, client_config};
 use crate::knock::{Door, Knocking, NoiseKeys, ProbeSeal, RendezvousError, Timestamps};
 use crate::leg::Leg;
 use crate::link::{self, KnockError, LinkEvent, RelayLink};
@@ -27,6 +28,8 @@ use crate::survey::{self, NatOptions, NatState};
 use crate::tables::{FlowEntry, Tables, fake_index};
 use crate::{Clock, Network, Random, TlsError, tls};
 
+/// Random bytes of a connection id: 8 bytes with its tag, as short as quinn's own.
+const ID_NONCE: usize = 4;
 /// Knocks that were answered and whose sessions have not begun.
 const EXPECTED_MAX: usize = 1024;
 /// A session must begin within this after its knock was answered.
@@ -227,7 +230,12 @@ impl Node {
         let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &config.reset_key);
         let mut endpoint_config = quinn::EndpointConfig::new(Arc::new(reset_key));
         // The first byte must tell frames and QUIC apart (RFC 9287 would clear the fixed bit).
-        endpoint_config.grease_quic_bit(false).rng_seed(Some(config.random.bytes()));
+        let ids_key = (config.random.number(), config.random.number());
+        let ids = ConnectionIds::<ID_NONCE>::new(ids_key, config.random.clone());
+        endpoint_config
+            .grease_quic_bit(false)
+            .rng_seed(Some(config.random.bytes()))
+            .cid_generator(move || Box::new(ids.clone()));
         let endpoint = quinn::Endpoint::new_with_abstract_socket(
             endpoint_config,
             Some(server_config),
@@ -400,7 +408,7 @@ impl Node {
         let epoch = Arc::default();
         let crypto = tls::client_config(&node.key, ticket.peer, sluice_proto::ALPN_SESSION)
             .map_err(|e| ConnectError::Failed(e.to_string()))?;
-        let mut config = quinn::ClientConfig::new(crypto);
+        let mut config = client_config(crypto, &node.random);
         config.transport_config(session::transport(
             &epoch,
             node.idle_timeout,
@@ -685,7 +693,7 @@ impl Inner {
     /// Closes all sessions. A relay whose control connection ends forwards nothing more, so their
     /// last words go first.
     async fn end_sessions(&self) {
-        for peer in self.tables.peers.read().values() {
+        for peer in self.tables.sessions() {
             peer.command(Command::Shutdown);
         }
         let deadline = self.clock.now() + LAST_WORDS;

@@ -120,12 +120,21 @@ impl Tables {
         kept
     }
 
+    /// The sessions, the oldest first: in an order that the map's own seed does not decide.
+    pub(crate) fn sessions(&self) -> Vec<Arc<Peer>> {
+        let mut sessions: Vec<_> = self.peers.read().values().cloned().collect();
+        sessions.sort_by_key(|peer| peer.index);
+        sessions
+    }
+
     /// Tells the sessions that have a flow at a relay that it is reached another way.
     pub(crate) fn carrier_changed(&self, relay: SocketAddr, old_dead: bool) {
-        for ((addr, _), entry) in &*self.flows.read() {
-            if *addr == relay {
-                entry.peer.command(Command::CarrierChanged { relay, old_dead });
-            }
+        let mut flows: Vec<_> =
+            self.flows.read().iter().map(|(k, f)| (*k, f.peer.clone())).collect();
+        flows.retain(|((addr, _), _)| *addr == relay);
+        flows.sort_by_key(|((_, flow), _)| *flow);
+        for (_, peer) in flows {
+            peer.command(Command::CarrierChanged { relay, old_dead });
         }
     }
 

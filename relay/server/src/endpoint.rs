@@ -7,15 +7,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use aws_lc_rs::{hkdf, hmac};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, EndpointConfig, ServerConfig, TransportConfig, UdpPoller, VarInt};
 use sluice_proto::{ALPN_RELAY, Keypair};
 use sluice_relay_core::{Limits, ReturnAddress, StreamId};
+use sluice_transport::ConnectionIds;
 
 use crate::config::{RelayConfig, RelayError};
-use crate::connection_ids::ConnectionIds;
 use crate::sockets::RelaySocket;
 use crate::tcp::StreamTable;
 
@@ -23,6 +24,8 @@ use crate::tcp::StreamTable;
 const QUEUE_MAX: usize = 4096;
 /// Largest QUIC packet that is taken: quinn's own bound.
 const PACKET_MAX: usize = 1472;
+/// Random bytes of a connection id.
+const ID_NONCE: usize = 8;
 /// Handshakes at once.
 const INCOMING_MAX: usize = 1024;
 /// Streams that a client may open: it needs one. A server that allows 10,000 keeps 700 KB ready.
@@ -162,19 +165,22 @@ pub(crate) fn start(
     socket: Arc<QuicQueue>,
     config: &RelayConfig,
 ) -> Result<quinn::Endpoint, RelayError> {
-    let hmac = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &config.reset_key);
+    let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &config.reset_key);
     // A reset is sent only for connection ids that are our own: after a restart too.
-    let derived = aws_lc_rs::hmac::sign(&hmac, b"sluice connection ids");
+    let derived = hmac::sign(&reset_key, b"sluice connection ids");
     let word = |at: usize| {
         u64::from_be_bytes(derived.as_ref()[at..at + 8].try_into().expect("8 of 32 bytes"))
     };
-    let ids = ConnectionIds::new((word(0), word(8)), config.random.clone());
-    let mut endpoint = EndpointConfig::new(Arc::new(hmac));
+    let ids = ConnectionIds::<ID_NONCE>::new((word(0), word(8)), config.random.clone());
+    let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
     endpoint
         .grease_quic_bit(false)
         .rng_seed(Some(config.random.bytes()))
         .cid_generator(move || Box::new(ids.clone()));
     let mut server = server_config(&config.keypair, &config.limits)?;
+    // A client that holds a Retry's token goes on with it after a restart.
+    let tokens = hkdf::Salt::new(hkdf::HKDF_SHA256, b"sluice retry tokens");
+    server.token_key(Arc::new(tokens.extract(&config.reset_key)));
     server.time_source(config.clock.time_source());
     let runtime = config.clock.runtime();
     quinn::Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)

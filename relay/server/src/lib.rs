@@ -31,7 +31,6 @@
 //! ```
 
 mod config;
-mod connection_ids;
 mod control;
 mod data;
 mod desk;
