@@ -174,8 +174,8 @@ impl Case {
         scene.sleep(Duration::from_secs(2)).await;
 
         let began = scene.net.elapsed();
-        let (ours, theirs) = scene.session(&tenant, &provider).await?;
-        let times = crate::workload::first_bytes(&scene, &ours, &theirs).await?;
+        let (ours, theirs, times) =
+            crate::workload::first_bytes(&scene, &tenant, &provider).await?;
         let allowed = scene.net.elapsed();
         let told = tokio::spawn({
             let (ours, theirs) = (ours.clone(), theirs.clone());

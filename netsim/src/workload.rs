@@ -7,7 +7,7 @@ use quinn::{RecvStream, SendStream};
 use sluice_transport::{Clock, Session};
 
 use crate::rng::Rng;
-use crate::scene::Scene;
+use crate::scene::{Party, Scene};
 
 /// Bytes written or read at a time.
 const CHUNK: usize = 16 << 10;
@@ -56,31 +56,38 @@ pub struct FirstBytes {
     pub answer: Duration,
 }
 
-/// Asks and is answered on a fresh stream.
+/// Opens a session; as soon as the tenant has it, it asks on a fresh stream and is answered.
 ///
 /// # Errors
 /// When nothing comes.
-pub async fn first_bytes(scene: &Scene, ours: &Session, theirs: &Session) -> Result<FirstBytes> {
+pub async fn first_bytes(
+    scene: &Scene,
+    tenant: &Party,
+    provider: &Party,
+) -> Result<(Session, Session, FirstBytes)> {
     let net = &scene.net;
+    let ticket = provider.ticket();
     let ask = async {
+        let ours = tenant.node.connect(&ticket, &tenant.links[0]).await?;
         let (mut send, mut receive) = ours.connection().open_bi().await?;
         send.write_all(b"?").await?;
         let mut answer = [0];
         receive.read_exact(&mut answer).await?;
-        anyhow::Ok(net.elapsed())
+        anyhow::Ok((ours, net.elapsed()))
     };
     let answer = async {
+        let theirs = provider.node.accept().await.context("the node has shut down")?;
         let (mut send, mut receive) = theirs.connection().accept_bi().await?;
         let mut request = [0];
         receive.read_exact(&mut request).await?;
         let at = net.elapsed();
         send.write_all(b"!").await?;
         send.finish()?;
-        anyhow::Ok(at)
+        anyhow::Ok((theirs, at))
     };
-    let both = async { tokio::try_join!(answer, ask) };
-    let (request, answer) = scene.within("the first byte", both).await??;
-    Ok(FirstBytes { request, answer })
+    let both = async { tokio::try_join!(ask, answer) };
+    let ((ours, answer), (theirs, request)) = scene.within("the first byte", both).await??;
+    Ok((ours, theirs, FirstBytes { request, answer }))
 }
 
 /// Whether `len` bytes go there and back unchanged.

@@ -58,6 +58,12 @@ pub use tree::session::v1 as session;
 pub const MESSAGE_MAX: usize = 4096;
 /// Largest sealed rendezvous message: it must fit a frame on a path of 1,200 bytes.
 pub const SEALED_MAX: usize = 1100;
+/// Most packets of a session that a rendezvous message carries: what a client says first.
+pub const FIRST_PACKETS_MAX: usize = 2;
+/// Largest of them: as large as any packet of a session.
+pub const FIRST_PACKET_MAX: usize = 1420;
+/// What a client that takes a session's first packets out of a rendezvous message says in its hello.
+pub const FEATURE_FIRST: &str = "first";
 /// Most candidate addresses that are read from one message; more are ignored.
 pub const CANDIDATES_MAX: usize = 16;
 /// Longest text for a person that is taken from a peer; more is cut.
@@ -152,6 +158,17 @@ pub fn encode_addr(addr: std::net::SocketAddr) -> Bytes {
     }
     out.put_u16(addr.port());
     out.freeze()
+}
+
+/// Whether these may be a session's first packets: few, not too large, and neither empty nor frames.
+#[must_use]
+pub fn are_first_packets(packets: &[Bytes]) -> bool {
+    packets.len() <= FIRST_PACKETS_MAX
+        && packets.iter().all(|packet| {
+            let first = packet.first();
+            first.is_some_and(|byte| !crate::frame::is_frame(*byte))
+                && packet.len() <= FIRST_PACKET_MAX
+        })
 }
 
 /// The inverse of [`encode_addr`]; `None` for any other length or port 0.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use prost::Message;
 use sluice_proto::eth::keccak256;
 use sluice_proto::frame::{self, FrameKey, FrameType, HEADER_LEN, Header, Observe, Observed};
+use sluice_proto::wire::control::{self, Control, control::Kind};
 use sluice_proto::wire::pay;
 use sluice_proto::{
     Amount, ChannelId, ChannelKey, Domain, EthAddress, FlowId, Invite, Keypair, RelayAddr,
@@ -113,6 +114,15 @@ const FRAME_OBSERVE: &str =
 /// The answer.
 const FRAME_OBSERVED: &str =
     "860102030400000000000333b745798aa51f2e0123456789abcdef00000000000000000000ffffcb007107ee49";
+
+/// A knock with a session's first packets, as it goes to the relay.
+const KNOCK: &str = "3a1f08ac0212063131313131311a067365616c65642205c3c3c3c3c32203434343";
+
+/// The same, as the relay hands it to the holder.
+const KNOCK_IN: &str = "4a210d0403020112063131313131311a067365616c65642205c3c3c3c3c32203434343";
+
+/// What the relay tells the tenant.
+const FLOW_OPENED: &str = "420a08ac0215040302011801";
 
 const AMOUNT: Amount = Amount(123_456_789_012_345_678_901_234_567_890);
 const EXPIRES: u64 = 1_800_000_000;
@@ -262,6 +272,29 @@ fn a_ticket_reads_as_it_was_written_elsewhere() {
     };
     assert_eq!(ticket.encode(&provider()), TICKET);
     assert_eq!(Ticket::decode(TICKET, EXPIRES), Ok(ticket));
+}
+
+#[test]
+fn a_knock_carries_a_sessions_first_packets_through_the_relay() {
+    let (to, sealed) = (Bytes::from_static(b"111111"), Bytes::from_static(b"sealed"));
+    let first = vec![Bytes::from_static(&[0xC3; 5]), Bytes::from_static(&[0x43; 3])];
+    let (request, flow) = (300, 0x0102_0304);
+    let encode = |kind| hex::encode(Control { kind: Some(kind) }.encode_to_vec());
+    let inbound = control::RendezvousIn {
+        flow,
+        from: to.clone(),
+        sealed: sealed.clone(),
+        first: first.clone(),
+    };
+    let knock = control::Rendezvous { request, to, sealed, first };
+    assert_eq!(encode(Kind::Rendezvous(knock)), KNOCK);
+    assert_eq!(encode(Kind::RendezvousIn(inbound)), KNOCK_IN);
+    let opened = control::FlowOpened { request, flow, passed_on: true };
+    assert_eq!(encode(Kind::FlowOpened(opened)), FLOW_OPENED);
+    // Without them nothing is written that older nodes would not know.
+    let (to, sealed) = (Bytes::from_static(b"111111"), Bytes::from_static(b"sealed"));
+    let knock = control::Rendezvous { request, to, sealed, first: Vec::new() };
+    assert_eq!(encode(Kind::Rendezvous(knock)), "3a1308ac0212063131313131311a067365616c6564");
 }
 
 #[test]

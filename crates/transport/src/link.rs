@@ -130,12 +130,21 @@ pub(crate) struct OpenedFlow {
     pub(crate) leg: Arc<Leg>,
     /// The sealed answer, or the code with which the flow was closed instead.
     pub(crate) answer: oneshot::Receiver<Result<Bytes, u32>>,
+    /// Whether the relay handed on the packets that came with the knock.
+    pub(crate) passed_on: bool,
+}
+
+/// What is said to another node through a relay.
+pub(crate) struct KnockMessage {
+    pub(crate) to: PeerId,
+    pub(crate) sealed: Bytes,
+    /// The session's first packets.
+    pub(crate) first: Vec<Bytes>,
 }
 
 pub(crate) enum LinkCommand {
     Knock {
-        to: PeerId,
-        sealed: Bytes,
+        message: KnockMessage,
         reply: oneshot::Sender<Result<OpenedFlow, KnockError>>,
     },
     Send(Box<Kind>),
@@ -278,11 +287,10 @@ impl RelayLink {
     /// Sends a knock. Knocks arrive in the order in which this was called.
     pub(crate) async fn knock(
         &self,
-        to: PeerId,
-        sealed: Bytes,
+        message: KnockMessage,
     ) -> Result<oneshot::Receiver<Result<OpenedFlow, KnockError>>, KnockError> {
         let (reply, answer) = oneshot::channel();
-        let command = LinkCommand::Knock { to, sealed, reply };
+        let command = LinkCommand::Knock { message, reply };
         self.0.commands.send(command).await.map_err(|_| KnockError::Down)?;
         Ok(answer)
     }
@@ -498,7 +506,7 @@ impl Task {
         let (mut send, receive) = connection.open_bi().await.map_err(|e| e.to_string())?;
         let hello = Kind::Hello(control::Hello {
             versions: vec![VERSION],
-            features: Vec::new(),
+            features: vec![wire::FEATURE_FIRST.to_owned()],
             incarnation: node.incarnation,
         });
         send_message(&mut send, &control::Control { kind: Some(hello) })
@@ -644,7 +652,7 @@ impl Task {
                 Ok(())
             }
             LinkCommand::Send(kind) => self.write(up, *kind).await,
-            LinkCommand::Knock { to, sealed, reply } => {
+            LinkCommand::Knock { message: KnockMessage { to, sealed, first }, reply } => {
                 if self.opening.len() + self.answers.len() >= KNOCKS_MAX {
                     self.answers.retain(|_, waiting| !waiting.is_closed());
                     self.opening.retain(|_, waiting| !waiting.is_closed());
@@ -655,6 +663,7 @@ impl Task {
                     request: self.next_request,
                     to: to.to_bytes().into(),
                     sealed,
+                    first,
                 };
                 self.write(up, Kind::Rendezvous(message)).await
             }
@@ -674,7 +683,8 @@ impl Task {
                     let flow = FlowId(m.flow);
                     let (sender, answer) = oneshot::channel();
                     self.answers.insert(flow, sender);
-                    let _ = reply.send(Ok(OpenedFlow { flow, leg: up.leg.clone(), answer }));
+                    let (leg, passed_on) = (up.leg.clone(), m.passed_on);
+                    let _ = reply.send(Ok(OpenedFlow { flow, leg, answer, passed_on }));
                 }
             }
             Kind::FlowRefused(m) => {

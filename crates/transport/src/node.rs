@@ -12,14 +12,15 @@ use parking_lot::Mutex;
 use quinn::crypto::rustls::QuicServerConfig;
 use sluice_path::{Candidate, CandidateKind, GUESSES_MAX};
 use sluice_proto::wire::rendezvous;
-use sluice_proto::wire::{code, control};
+use sluice_proto::wire::{are_first_packets, code, control};
 use sluice_proto::{FlowId, Invite, Keypair, PeerId, RelayAddr, RelayFlow, Ticket, VERSION};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 use crate::connection_ids::{ConnectionIds, client_config};
+use crate::epoch::PathEpoch;
 use crate::knock::{Door, Knocking, NoiseKeys, ProbeSeal, RendezvousError, Timestamps};
 use crate::leg::Leg;
-use crate::link::{self, KnockError, LinkEvent, RelayLink};
+use crate::link::{self, KnockError, KnockMessage, LinkEvent, OpenedFlow, RelayLink};
 use crate::peer::{Command, Inputs, Peer, RelayedPath, Route};
 use crate::session::Guessing;
 use crate::session::{self, Session};
@@ -147,7 +148,7 @@ struct Expected {
     peer: Arc<Peer>,
     inputs: Inputs,
     path: RelayedPath,
-    epoch: Arc<crate::epoch::PathEpoch>,
+    epoch: Arc<PathEpoch>,
 }
 
 impl Expected {
@@ -388,7 +389,12 @@ impl Node {
             session: session_number,
             relays: ticket.relays.clone(),
         };
-        let knocked = node.knock(link, &target, false).await?;
+        let epoch = Arc::default();
+        let connecting = node.begin_handshake(&peer, ticket.peer, &epoch)?;
+        // They go with the knock, so that the handshake waits for no flow.
+        let first = peer.first_packets().await;
+        let with_knock = first.len();
+        let knocked = node.knock(link, &target, false, first).await?;
         let path = node.tables.next_index() as u32;
         let counts = RelayFlow::new(link.0.budget.clone());
         node.tables.flows.write().insert(
@@ -404,20 +410,8 @@ impl Node {
         node.socket.release_held();
         let route =
             Route::Relay { leg: knocked.leg.clone(), flow: knocked.flow, counts: counts.clone() };
-        node.socket.set_route(&peer, path, Some(route));
-        let epoch = Arc::default();
-        let crypto = tls::client_config(&node.key, ticket.peer, sluice_proto::ALPN_SESSION)
-            .map_err(|e| ConnectError::Failed(e.to_string()))?;
-        let mut config = client_config(crypto, &node.random);
-        config.transport_config(session::transport(
-            &epoch,
-            node.idle_timeout,
-            session::RECEIVE_WINDOW,
-        ));
-        let connecting = node
-            .endpoint
-            .connect_with(config, peer.addr, "sluice")
-            .map_err(|e| ConnectError::Failed(e.to_string()))?;
+        let passed_on = if knocked.passed_on { with_knock } else { 0 };
+        node.socket.begin_route(&peer, path, route, passed_on);
         // The QUIC handshake and the rendezvous' answer fly at the same time.
         let answer = async {
             let sealed = answered(knocked.answer.await, relay)?;
@@ -508,6 +502,8 @@ pub(crate) struct Knocked {
     pub(crate) leg: Arc<Leg>,
     pub(crate) answer: oneshot::Receiver<Result<Bytes, u32>>,
     pub(crate) knocking: Knocking,
+    /// Whether the session's first packets went with it.
+    pub(crate) passed_on: bool,
 }
 
 /// What came of a knock: the sealed answer, or why there is none.
@@ -556,12 +552,31 @@ impl Inner {
         self.address_changes.send_modify(|count| *count += 1);
     }
 
-    /// Seals a knock and opens a flow for it.
+    /// Starts the QUIC handshake with a node to which there is no route yet.
+    fn begin_handshake(
+        &self,
+        peer: &Peer,
+        to: PeerId,
+        epoch: &Arc<PathEpoch>,
+    ) -> Result<quinn::Connecting, ConnectError> {
+        let crypto = tls::client_config(&self.key, to, sluice_proto::ALPN_SESSION)
+            .map_err(|e| ConnectError::Failed(e.to_string()))?;
+        let mut config = client_config(crypto, &self.random);
+        let window = session::RECEIVE_WINDOW;
+        config.transport_config(session::transport(epoch, self.idle_timeout, window));
+        peer.keep_first();
+        self.endpoint
+            .connect_with(config, peer.addr, "sluice")
+            .map_err(|e| ConnectError::Failed(e.to_string()))
+    }
+
+    /// Seals a knock and opens a flow for it. The session's `first` packets go along.
     pub(crate) async fn knock(
         &self,
         link: &RelayLink,
         target: &Target,
         resume: bool,
+        first: Vec<Bytes>,
     ) -> Result<Knocked, ConnectError> {
         // Whoever drew the earlier timestamp knocks first, or would seem to be a replay.
         let turn = self.knocking.lock().await;
@@ -583,10 +598,12 @@ impl Inner {
             KnockError::Down => ConnectError::Relay { relay, reason: e.to_string() },
             KnockError::Refused { message, .. } => ConnectError::NotThere { relay, message },
         };
-        let opening = link.knock(target.id, sealed).await.map_err(refused)?;
+        let message = KnockMessage { to: target.id, sealed, first };
+        let opening = link.knock(message).await.map_err(refused)?;
         drop(turn);
         let opened = opening.await.unwrap_or(Err(KnockError::Down)).map_err(refused)?;
-        Ok(Knocked { flow: opened.flow, leg: opened.leg, answer: opened.answer, knocking })
+        let OpenedFlow { flow, leg, answer, passed_on } = opened;
+        Ok(Knocked { flow, leg, answer, knocking, passed_on })
     }
 
     /// A knock came through `link`: opens it and makes ready for its session.
@@ -601,6 +618,9 @@ impl Inner {
         };
         let from =
             PeerId::from_bytes(&message.from).map_err(|_| RendezvousError::Field("sender"))?;
+        if !are_first_packets(&message.first) {
+            return Err(RendezvousError::Field("first packets"));
+        }
         let opened = Door::open(&self.noise, &self.id, &from, &message.sealed)?;
         Invite::check(secret, &opened.knock.invite, self.clock.unix_time().as_secs())?;
         self.door.lock().note(opened.initiator, opened.knock.timestamp_ns)?;
@@ -620,7 +640,8 @@ impl Inner {
                 peer.command(Command::Relayed(Box::new(path)));
             }
             None if !resume => {
-                self.expect_session(link, leg, flow, seal, from, session, initiator)?
+                let peer = self.expect_session(link, leg, flow, seal, from, session, initiator)?;
+                self.socket.take_first(&peer, &message.first);
             }
             Some(_) | None => return Err(RendezvousError::UnknownSession),
         }
@@ -637,7 +658,7 @@ impl Inner {
         peer_id: PeerId,
         session: u64,
         initiator: [u8; 32],
-    ) -> Result<(), RendezvousError> {
+    ) -> Result<Arc<Peer>, RendezvousError> {
         if self.expected.lock().len() >= EXPECTED_MAX {
             return Err(RendezvousError::Field("turn: too many sessions are being set up"));
         }
@@ -650,7 +671,8 @@ impl Inner {
         let route =
             Route::Relay { leg: path.leg.clone(), flow: path.flow, counts: path.counts.clone() };
         self.socket.set_route(&peer, path.path, Some(route));
-        let expected = Expected { peer_id, peer, inputs, path, epoch: Arc::default() };
+        let expected =
+            Expected { peer_id, peer: peer.clone(), inputs, path, epoch: Arc::default() };
         self.expected.lock().insert(index, expected);
         self.socket.release_held();
         let node = self.clone();
@@ -662,7 +684,7 @@ impl Inner {
                 node.forget_session(&late.peer);
             }
         });
-        Ok(())
+        Ok(peer)
     }
 
     /// Makes frames of a flow arrive at a session.

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use quinn_udp::EcnCodepoint;
 use sluice_path::{Opened, Path};
-use sluice_proto::wire::code;
 use sluice_proto::wire::control::{self, control::Kind};
+use sluice_proto::wire::{self, code};
 use sluice_proto::{FlowId, RelayAddr, RelayFlow};
 use tokio::sync::{Notify, mpsc};
 
@@ -24,6 +24,8 @@ use crate::tables::fake_addr;
 
 /// Number of all direct paths together, beside those of relayed ones.
 pub(crate) const DIRECT: u32 = u32::MAX;
+/// Packets kept of a session whose flow is not open yet: as many as a provisional flow carries.
+const FIRST_KEPT: usize = 4;
 /// Probes that wait for the session's task; more are dropped.
 const PROBE_QUEUE: usize = 32;
 
@@ -65,6 +67,8 @@ pub(crate) struct Batch {
 #[derive(Debug, Default)]
 pub(crate) struct Outgoing {
     pub(crate) route: Option<Route>,
+    /// What quinn sent before there was a route, while one is awaited: see [`Peer::first_packets`].
+    pub(crate) first: Option<Vec<Bytes>>,
     /// It is not the path in use but another for a trial.
     pub(crate) on_trial: bool,
     pub(crate) batch: Batch,
@@ -175,6 +179,38 @@ impl Peer {
             direct_received: AtomicU64::new(0),
         };
         (Arc::new(peer), Inputs { probes, commands: command_queue })
+    }
+
+    /// From now until it has a route, what the session sends is kept: as many packets as a
+    /// provisional flow carries.
+    pub(crate) fn keep_first(&self) {
+        self.outgoing.lock().first = Some(Vec::new());
+    }
+
+    /// Waits for the first packets that are kept; those that a rendezvous message may carry.
+    pub(crate) async fn first_packets(&self) -> Vec<Bytes> {
+        loop {
+            let kept = self.outgoing.lock().first.clone().unwrap_or_default();
+            if !kept.is_empty() {
+                let fit = kept.into_iter().take(wire::FIRST_PACKETS_MAX);
+                return fit.take_while(|p| p.len() <= wire::FIRST_PACKET_MAX).collect();
+            }
+            self.wake.notified().await;
+        }
+    }
+
+    /// Keeps segments of `contents` for the route that is awaited. False: none is.
+    pub(crate) fn keep(
+        &self,
+        first: &mut Option<Vec<Bytes>>,
+        contents: &[u8],
+        segment: usize,
+    ) -> bool {
+        let Some(first) = first else { return false };
+        let room = FIRST_KEPT - first.len();
+        first.extend(contents.chunks(segment).take(room).map(Bytes::copy_from_slice));
+        self.wake.notify_one();
+        true
     }
 
     pub(crate) fn probe(&self, from: Path, sealed: &[u8]) {

@@ -729,7 +729,7 @@ async fn resume(
     let deadline = node.clock.now() + RESUME;
     let clock = node.clock.clone();
     let answered = async {
-        let mut knocked = node.knock(link, target, true).await?;
+        let mut knocked = node.knock(link, target, true, Vec::new()).await?;
         let sealed = crate::node::answered((&mut knocked.answer).await, link.relay())?;
         Ok((knocked, sealed))
     };

@@ -147,7 +147,8 @@ impl Sides {
         !arrived.batches.is_empty()
     }
 
-    fn give(&self, bytes: &[u8], meta: RecvMeta) {
+    /// Leaves a batch for whoever reads the data socket.
+    pub(crate) fn give(&self, bytes: &[u8], meta: RecvMeta) {
         let mut arrived = self.arrived.lock();
         if arrived.batches.len() < ARRIVED_MAX {
             arrived.batches.push_back((bytes.to_vec(), meta));

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use quinn::{AsyncUdpSocket, UdpPoller};
 use quinn_udp::{RecvMeta, Transmit};
@@ -250,6 +251,25 @@ impl DataSocket {
         peer.watch(path);
     }
 
+    /// Gives a session its first route, of this number. Of the packets that were kept for it, all
+    /// but the first `passed_on` go out on it.
+    pub(crate) fn begin_route(&self, peer: &Peer, path: u32, route: Route, passed_on: usize) {
+        let kept = peer.outgoing.lock().first.take().unwrap_or_default();
+        self.set_route(peer, path, Some(route.clone()));
+        for packet in kept.iter().skip(passed_on) {
+            self.send_relayed(peer, &route, packet);
+        }
+    }
+
+    /// Hands packets of a session to quinn that came with its knock.
+    pub(crate) fn take_first(&self, peer: &Peer, packets: &[Bytes]) {
+        for packet in packets {
+            let (addr, len) = (peer.addr, packet.len());
+            let meta = RecvMeta { addr, len, stride: len, ecn: None, dst_ip: None };
+            self.sides.give(packet, meta);
+        }
+    }
+
     /// Lets a session's packets take another path for now; the one in use stays watched.
     pub(crate) fn try_route(&self, peer: &Peer, route: Route) {
         self.change_route(peer, Some(route), true);
@@ -280,7 +300,9 @@ impl DataSocket {
             Some(Route::Relay { .. }) => HEADER_LEN,
             Some(Route::Direct(_)) => 0,
             None => {
-                self.stats.no_path.fetch_add(1, Relaxed);
+                if !peer.keep(&mut outgoing.first, transmit.contents, segment) {
+                    self.stats.no_path.fetch_add(1, Relaxed);
+                }
                 return Ok(());
             }
         };

@@ -236,7 +236,8 @@ async fn thousands_of_knocks_that_nobody_can_open_are_refused_one_by_one() {
     for request in 0..2000_u32 {
         let sealed = noise(request as usize % (SEALED_MAX + 1), u64::from(request)).into();
         let to = provider.node.id().to_bytes().into();
-        raw.say(Kind::Rendezvous(control::Rendezvous { request, to, sealed })).await;
+        let first = vec![initial(1, 1200, 7).into(); request as usize % 3];
+        raw.say(Kind::Rendezvous(control::Rendezvous { request, to, sealed, first })).await;
         let Kind::FlowOpened(opened) = raw.hear().await else { panic!("not opened: {request}") };
         let Kind::CloseFlow(close) = raw.hear().await else { panic!("not refused: {request}") };
         assert_eq!((close.flow, close.code), (opened.flow, code::PROTOCOL));
@@ -326,15 +327,17 @@ async fn a_relay_that_lies_about_flows_and_knocks_is_endured() {
     let Some(Kind::Reserve(_)) = guest.hear().await else { panic!("no wish to reserve") };
     let to = node.local_addr().expect("an address");
     for i in 0..500_u32 {
-        let sealed = noise(i as usize * 7 % 3000, i.into());
+        let sealed = noise(i as usize * 7 % 1500, i.into());
         let from =
             if i % 2 == 0 { some_keypair().public().to_peer_id().to_bytes() } else { noise(9, 1) };
-        let knock = control::RendezvousIn { flow: i, from: from.into(), sealed: sealed.into() };
+        let first = vec![noise(i as usize * 5 % 800, i.into()).into(); i as usize % 4];
+        let (from, sealed) = (from.into(), sealed.into());
+        let knock = control::RendezvousIn { flow: i, from, sealed, first };
         guest.say(Kind::RendezvousIn(knock)).await;
         let Some(Kind::CloseFlow(close)) = guest.hear().await else { panic!("not refused: {i}") };
         assert_eq!((close.flow, close.code), (i, code::PROTOCOL));
         for kind in [
-            Kind::FlowOpened(control::FlowOpened { request: i, flow: i }),
+            Kind::FlowOpened(control::FlowOpened { request: i, flow: i, passed_on: true }),
             Kind::FlowRefused(control::FlowRefused { request: i, ..Default::default() }),
             Kind::Answer(control::RendezvousAnswer { flow: i, sealed: vec![1; 50].into() }),
             Kind::CloseFlow(control::CloseFlow { flow: i, code: code::RESTARTED }),

@@ -113,6 +113,9 @@ pub struct Rendezvous {
     /// at most 1,100 bytes
     #[prost(bytes = "bytes", tag = "3")]
     pub sealed: ::prost::bytes::Bytes,
+    /// the session's first packets: at most 2, of at most 1,420 bytes
+    #[prost(bytes = "bytes", repeated, tag = "4")]
+    pub first: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 /// Relay to tenant: the flow stands; frames may be sent on it at once.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -121,6 +124,9 @@ pub struct FlowOpened {
     pub request: u32,
     #[prost(fixed32, tag = "2")]
     pub flow: u32,
+    /// `first` went to the holder; else its packets go as frames
+    #[prost(bool, tag = "3")]
+    pub passed_on: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FlowRefused {
@@ -142,6 +148,9 @@ pub struct RendezvousIn {
     pub from: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", tag = "3")]
     pub sealed: ::prost::bytes::Bytes,
+    /// as in `Rendezvous`; only to holders with the feature "first"
+    #[prost(bytes = "bytes", repeated, tag = "4")]
+    pub first: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 /// Holder to relay and relay to tenant: accepted, the flow is open. `flow` is the number on the
 /// hop that the message travels.

@@ -123,6 +123,8 @@ struct Client {
     connection: Option<LegId>,
     detached_at: Option<Instant>,
     reservation: Option<reserve::Reservation>,
+    /// It takes a session's first packets out of a rendezvous message.
+    takes_first: bool,
     /// Flows of this client by its own numbers, as tenant and as holder.
     flows: BTreeSet<FlowId>,
     opening_pace: Pace,

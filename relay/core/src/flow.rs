@@ -174,6 +174,15 @@ impl Flow {
             .map_or(0, |left| left.min(n))
     }
 
+    /// Counts packets that go to the holder with the rendezvous: they are of those that a
+    /// provisional flow may carry, and unbilled as those are.
+    pub(crate) fn pass_first(&self, lengths: impl Iterator<Item = u64>) {
+        for len in lengths {
+            self.take_provisional(1);
+            self.account.count_unbilled(len);
+        }
+    }
+
     /// Notes that the window held this flow back. True: for the first time since it was raised.
     pub(crate) fn mark_unpaid(&self) -> bool {
         !self.unpaid.swap(true, Ordering::Relaxed)

@@ -7,12 +7,13 @@ mod lab;
 
 use std::time::Duration;
 
-use lab::{Lab, address, frames, key};
+use bytes::Bytes;
+use lab::{Client, Lab, address, frames, key};
 use sluice_proto::frame::FrameType;
 use sluice_proto::wire::control::{
-    CloseFlow, Control, Hello, PermitAddress, Welcome, control::Kind,
+    CloseFlow, Control, Hello, PermitAddress, Rendezvous, Welcome, control::Kind,
 };
-use sluice_proto::wire::{code, decode_addr};
+use sluice_proto::wire::{FIRST_PACKET_MAX, FIRST_PACKETS_MAX, code, decode_addr};
 use sluice_proto::{FlowId, LeaseId};
 use sluice_relay_core::{Action, Limits, Reserve};
 
@@ -95,6 +96,78 @@ fn a_flow_that_nobody_answers_is_gone_after_ten_seconds_and_both_ends_are_told()
     assert_eq!(frames(&lab.one(tenant.addr, &frame)).len(), 1);
     let frame = holder.data(at_holder, &[1; 100]);
     assert_eq!(frames(&lab.one(holder.addr, &frame)).len(), 1);
+}
+
+fn knock(to: &Client, first: Vec<Bytes>) -> Kind {
+    let (to, sealed) = (to.peer.to_bytes().into(), Bytes::from_static(b"sealed"));
+    Kind::Rendezvous(Rendezvous { request: 1, to, sealed, first })
+}
+
+/// Data frames of the tenant that get through, of so many.
+fn passed(lab: &mut Lab, tenant: &mut Client, flow: FlowId, count: usize) -> usize {
+    let mut pass = || {
+        let frame = tenant.data(flow, &[1; 100]);
+        frames(&lab.one(tenant.addr, &frame)).len()
+    };
+    (0..count).map(|_| pass()).sum()
+}
+
+#[test]
+fn first_packets_go_with_the_knock_unbilled_and_are_of_the_four_that_a_tenant_may_send() {
+    let mut lab = Lab::new();
+    let (holder, mut tenant) = (lab.holder(Some(0)), lab.client());
+    let first = vec![Bytes::from(vec![0xC3; 1200]), Bytes::from(vec![0x43; FIRST_PACKET_MAX])];
+    lab.say(tenant.leg, knock(&holder, first.clone()));
+    let messages = lab.messages();
+    let [(_, Kind::FlowOpened(opened)), (to, Kind::RendezvousIn(inbound))] = &messages[..] else {
+        panic!("{messages:?}");
+    };
+    assert!(opened.passed_on);
+    assert_eq!((*to, &inbound.first), (holder.leg, &first));
+    assert_eq!(passed(&mut lab, &mut tenant, FlowId(opened.flow), 5), 2);
+    let totals = lab.admission.reservation_stats()[0].totals;
+    let unbilled = 1200 + FIRST_PACKET_MAX as u64 + 2 * 119;
+    assert_eq!((totals.up, totals.down, totals.unbilled), (0, 0, unbilled));
+}
+
+#[test]
+fn a_holder_that_does_not_take_first_packets_gets_none_and_the_tenant_is_told() {
+    let mut lab = Lab::new();
+    let (mut holder, mut tenant) = (lab.holder(None), lab.client());
+    let leg = lab.connect(holder.peer, holder.addr, [78; 32]);
+    let (versions, features) = (vec![1], vec!["another".to_owned()]);
+    lab.say(leg, Kind::Hello(Hello { versions, features, incarnation: 2 }));
+    lab.actions();
+    holder.leg = leg;
+    lab.reserve(&holder, None);
+    lab.say(tenant.leg, knock(&holder, vec![Bytes::from(vec![0xC3; 1200])]));
+    let messages = lab.messages();
+    let [(_, Kind::FlowOpened(opened)), (_, Kind::RendezvousIn(inbound))] = &messages[..] else {
+        panic!("{messages:?}");
+    };
+    assert!(!opened.passed_on && inbound.first.is_empty());
+    assert_eq!(passed(&mut lab, &mut tenant, FlowId(opened.flow), 5), 4);
+}
+
+#[test]
+fn first_packets_that_are_too_many_too_long_empty_or_no_quic_open_nothing() {
+    let mut lab = Lab::new();
+    let (holder, tenant) = (lab.holder(None), lab.client());
+    let small = Bytes::from_static(&[0xC3; 40]);
+    for first in [
+        vec![small.clone(); FIRST_PACKETS_MAX + 1],
+        vec![Bytes::from(vec![0xC3; FIRST_PACKET_MAX + 1])],
+        vec![small.clone(), Bytes::new()],
+        vec![Bytes::from_static(&[FrameType::Data as u8; 40])],
+    ] {
+        lab.say(tenant.leg, knock(&holder, first));
+        let (to, kind) = lab.message();
+        assert!(matches!(kind, Kind::FlowRefused(r) if r.code == code::PROTOCOL));
+        assert_eq!((to, lab.admission.flows()), (tenant.leg, 0));
+    }
+    // The control.
+    lab.say(tenant.leg, knock(&holder, vec![small; FIRST_PACKETS_MAX]));
+    assert_eq!((lab.messages().len(), lab.admission.flows()), (2, 1));
 }
 
 #[test]

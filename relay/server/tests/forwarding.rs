@@ -5,7 +5,7 @@
 #[path = "support/client.rs"]
 mod client;
 
-use client::{Client, some_keypair};
+use client::{Client, some_keypair, until};
 use sluice_proto::FlowId;
 use sluice_proto::wire::code;
 use sluice_proto::wire::control::control::Kind;
@@ -35,8 +35,10 @@ async fn frames_cross_the_relay_both_ways_with_their_payload_untouched() {
         holder.send_data(at_holder, &payload);
         assert_eq!(tenant.receive_data(), (at_tenant, payload));
     }
-    let stats = relay.stats();
     let each_way = (8 + 100 + 1200 + 1420) + 4 * 19;
+    // Counted once it was sent.
+    until("all is counted", || relay.stats().forwarded() >= 2 * each_way).await;
+    let stats = relay.stats();
     assert_eq!(stats.forwarded(), 2 * each_way);
     assert_eq!((stats.flows[0].to_holder, stats.flows[0].to_tenant), (each_way, each_way));
     let totals = stats.reservations[0].totals;

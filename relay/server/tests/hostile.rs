@@ -137,7 +137,8 @@ async fn a_message_cut_in_pieces_is_put_together() {
     let relay = relay().await;
     let mut client = Client::connect(&relay).await;
     let to = some_keypair().public().to_peer_id().to_bytes().into();
-    let kind = Kind::Rendezvous(Rendezvous { request: 9, to, sealed: vec![1; 900].into() });
+    let first = vec![vec![0x43; 1420].into(); 2];
+    let kind = Kind::Rendezvous(Rendezvous { request: 9, to, sealed: vec![1; 900].into(), first });
     let control = sluice_proto::wire::control::Control { kind: Some(kind) };
     for piece in sluice_proto::wire::prefixed(&control).chunks(7) {
         client.write(piece).await;
@@ -154,10 +155,10 @@ async fn sealed_messages_beyond_their_bound_are_refused() {
     let mut tenant = Client::connect(&relay).await;
     let to = || holder.peer().to_bytes().into();
     let sealed = vec![1; SEALED_MAX + 1].into();
-    let too_long = Kind::Rendezvous(Rendezvous { request: 1, to: to(), sealed });
+    let too_long = Kind::Rendezvous(Rendezvous { request: 1, to: to(), sealed, first: vec![] });
     tenant.say(too_long).await;
     assert!(matches!(tenant.hear().await, Kind::FlowRefused(r) if r.code == code::PROTOCOL));
-    let not_a_peer = Rendezvous { request: 2, to: vec![1; 5].into(), sealed: Default::default() };
+    let not_a_peer = Rendezvous { request: 2, to: vec![1; 5].into(), ..Default::default() };
     tenant.say(Kind::Rendezvous(not_a_peer)).await;
     assert!(matches!(tenant.hear().await, Kind::FlowRefused(r) if r.code == code::PROTOCOL));
     tenant.rendezvous(holder.peer(), 3).await;

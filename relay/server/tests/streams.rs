@@ -10,7 +10,7 @@ mod tunnel;
 use std::sync::Arc;
 use std::time::Duration;
 
-use client::{Client, PATIENCE, SILENCE, some_keypair};
+use client::{Client, PATIENCE, SILENCE, some_keypair, until};
 use fast::Fast;
 use sluice_proto::frame::FrameType;
 use sluice_proto::{ALPN_RELAY, ALPN_STREAM};
@@ -41,16 +41,6 @@ async fn closed(mut stream: impl AsyncRead + Unpin) {
     let end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
     // An end without TLS's goodbye, or a reset, is an error to the reader.
     let _ = end.expect("the relay closes");
-}
-
-async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    tokio::time::timeout(PATIENCE, async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await
-    .unwrap_or_else(|_| panic!("{what}: in vain"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

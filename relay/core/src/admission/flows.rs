@@ -7,7 +7,7 @@ use sluice_proto::wire::control::{
     self, CloseFlow, FlowOpened, FlowRefused, PeerAddress, RendezvousAnswer, RendezvousIn,
     control::Kind,
 };
-use sluice_proto::wire::{SEALED_MAX, code, encode_addr};
+use sluice_proto::wire::{SEALED_MAX, are_first_packets, code, encode_addr};
 use sluice_proto::{FlowId, PeerId};
 
 use super::{
@@ -28,6 +28,7 @@ struct Target {
     leg: Arc<Leg>,
     account: Arc<Account>,
     connection: LegId,
+    takes_first: bool,
 }
 
 impl Admission {
@@ -55,6 +56,9 @@ impl Admission {
         if message.sealed.len() > SEALED_MAX {
             return Err(Refused(code::PROTOCOL, "the sealed message is too long"));
         }
+        if !are_first_packets(&message.first) {
+            return Err(Refused(code::PROTOCOL, "the first packets are too many or too long"));
+        }
         let holder = PeerId::from_bytes(&message.to)
             .map_err(|_| Refused(code::PROTOCOL, "`to` is not a peer id"))?;
         self.check_opening(leg, &tenant)?;
@@ -65,16 +69,17 @@ impl Admission {
         let (at_tenant, at_holder) = (flow.tenant.number, flow.holder.number);
         let provisional = Provisional { holder_flow: at_holder, tenant, holder, answered: false };
         self.provisional.insert((now + PROVISIONAL_TTL, at_tenant), provisional);
-        self.send(
-            leg,
-            Kind::FlowOpened(FlowOpened { request: message.request, flow: at_tenant.0 }),
-        );
+        let first = if target.takes_first { message.first } else { Vec::new() };
+        let (request, passed_on) = (message.request, !first.is_empty());
+        flow.pass_first(first.iter().map(|packet| packet.len() as u64));
+        self.send(leg, Kind::FlowOpened(FlowOpened { request, flow: at_tenant.0, passed_on }));
         self.send(
             target.connection,
             Kind::RendezvousIn(RendezvousIn {
                 flow: at_holder.0,
                 from: tenant.to_bytes().into(),
                 sealed: message.sealed,
+                first,
             }),
         );
         Ok(())
@@ -101,7 +106,8 @@ impl Admission {
         let client = self.clients.get(holder).ok_or(AWAY)?;
         let reservation = client.reservation.as_ref().ok_or(AWAY)?;
         let connection = client.connection.ok_or(AWAY)?;
-        Ok(Target { leg: client.leg.clone(), account: reservation.account.clone(), connection })
+        let (leg, account) = (client.leg.clone(), reservation.account.clone());
+        Ok(Target { leg, account, connection, takes_first: client.takes_first })
     }
 
     fn check_bounds(&self, tenant: &PeerId, holder: &PeerId) -> Result<(), Refused> {

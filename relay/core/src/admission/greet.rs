@@ -7,7 +7,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use sluice_proto::frame::FrameKey;
 use sluice_proto::wire::control::{Hello, Welcome, control::Kind};
-use sluice_proto::wire::{code, encode_addr};
+use sluice_proto::wire::{FEATURE_FIRST, code, encode_addr};
 use sluice_proto::{PeerId, VERSION};
 
 use super::{
@@ -120,7 +120,7 @@ impl Admission {
             self.resume(leg, peer, at, keys, now);
         } else {
             self.forget(&peer, code::RESTARTED, now);
-            if let Err(reason) = self.admit(leg, peer, at, keys, hello.incarnation, now) {
+            if let Err(reason) = self.admit(leg, peer, at, keys, hello, now) {
                 return self.close(leg, code::LIMIT, reason, now);
             }
         }
@@ -166,7 +166,7 @@ impl Admission {
         peer: PeerId,
         at: ReturnAddress,
         keys: (FrameKey, FrameKey),
-        incarnation: u64,
+        hello: &Hello,
         now: Instant,
     ) -> Result<(), &'static str> {
         let prefix = Prefix::of(at.remote.ip());
@@ -188,12 +188,13 @@ impl Admission {
         debug_assert!(inserted, "the number was free");
         let per_s = self.limits.openings_per_leg_per_s;
         let client = Client {
-            incarnation,
+            incarnation: hello.incarnation,
             leg: state,
             prefix,
             connection: Some(leg),
             detached_at: None,
             reservation: None,
+            takes_first: hello.features.iter().any(|feature| feature == FEATURE_FIRST),
             flows: Default::default(),
             opening_pace: Pace::new(per_s, per_s.saturating_mul(8), clock),
         };

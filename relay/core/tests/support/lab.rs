@@ -16,7 +16,7 @@ use sluice_proto::wire::control::{
     Control, Hello, Rendezvous, RendezvousAnswer, Reserve as ReserveMessage, ReserveOffer,
     control::Kind,
 };
-use sluice_proto::wire::pay;
+use sluice_proto::wire::{FEATURE_FIRST, pay};
 use sluice_proto::{FlowId, Keypair, LeaseId, PeerId, VERSION};
 use sluice_relay_core::{
     Action, Admission, Event, Forwarder, LegId, Limits, Output, RelayPort, Reserve, ReturnAddress,
@@ -146,8 +146,8 @@ impl Lab {
         self.clients += 1;
         let exported = [self.clients; 32];
         let leg = self.connect(peer, addr, exported);
-        let versions = vec![VERSION];
-        self.say(leg, Kind::Hello(Hello { versions, features: Vec::new(), incarnation }));
+        let (versions, features) = (vec![VERSION], vec![FEATURE_FIRST.to_owned()]);
+        self.say(leg, Kind::Hello(Hello { versions, features, incarnation }));
         let welcome = self
             .messages()
             .into_iter()
@@ -187,8 +187,8 @@ impl Lab {
 
     pub(crate) fn rendezvous(&mut self, tenant: &Client, to: PeerId) {
         let sealed = Bytes::from_static(b"sealed");
-        let to = to.to_bytes().into();
-        self.say(tenant.leg, Kind::Rendezvous(Rendezvous { request: 1, to, sealed }));
+        let (to, first) = (to.to_bytes().into(), Vec::new());
+        self.say(tenant.leg, Kind::Rendezvous(Rendezvous { request: 1, to, sealed, first }));
     }
 
     /// Opens a provisional flow: the numbers at the tenant and at the holder.

@@ -29,6 +29,16 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// Wait for something that must not come.
 pub(crate) const SILENCE: Duration = Duration::from_millis(300);
 
+pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    tokio::time::timeout(PATIENCE, async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap_or_else(|_| panic!("{what}: in vain"));
+}
+
 /// A node key that no other call in this process gave.
 pub(crate) fn some_keypair() -> Keypair {
     static COUNT: AtomicU64 = AtomicU64::new(1);
@@ -199,7 +209,7 @@ impl Client {
     pub(crate) async fn rendezvous(&mut self, to: PeerId, request: u32) {
         let sealed = Bytes::from_static(b"sealed");
         let to = to.to_bytes().into();
-        self.say(Kind::Rendezvous(Rendezvous { request, to, sealed })).await;
+        self.say(Kind::Rendezvous(Rendezvous { request, to, sealed, first: Vec::new() })).await;
     }
 
     /// Opens a flow to `holder`, which answers: the numbers at the tenant and at the holder.
