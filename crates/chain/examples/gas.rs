@@ -1,4 +1,5 @@
-//! Prints what each operation costs on the embedded chain (Cancun rules), as a table.
+//! Prints what each operation costs on the embedded chain (Cancun rules), as a table; with `--json`
+//! the figures follow on one line.
 
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
@@ -14,15 +15,20 @@ struct Bench {
     payer: WalletKey,
     payee: WalletKey,
     key: ChannelKey,
+    figures: Vec<serde_json::Value>,
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let dir = tempfile::tempdir().context("failed to make a folder")?;
-    let bench = Bench::new(dir.path()).await?;
-    println!("{:<52} {:>9} {:>9}", "operation", "gas", "target");
+    let mut bench = Bench::new(dir.path()).await?;
+    println!("{:<52} {:>9} {:>12}", "operation", "gas", "target");
     bench.single().await?;
-    bench.batch().await
+    bench.batch().await?;
+    if std::env::args().any(|argument| argument == "--json") {
+        println!("{}", serde_json::json!({ "figures": bench.figures }));
+    }
+    Ok(())
 }
 
 impl Bench {
@@ -40,7 +46,7 @@ impl Bench {
             token: chain.token(),
             salt: [0xff; 32],
         };
-        Ok(Self { chain, payer, payee, key })
+        Ok(Self { chain, payer, payee, key, figures: Vec::new() })
     }
 
     fn salted(&self, salt: u8) -> ChannelKey {
@@ -60,45 +66,45 @@ impl Bench {
         Redemption { key, voucher, signature: self.payer.sign(voucher.digest(&domain)) }
     }
 
-    async fn single(&self) -> anyhow::Result<()> {
+    async fn single(&mut self) -> anyhow::Result<()> {
         let (open, approval) = self.open(self.key).await?;
-        print("open, the contract's first of the token", open, None);
-        print("  approval before it", approval, None);
+        self.print("open, the contract's first of the token", open, None);
+        self.print("  approval before it", approval, None);
         let (open, _) = self.open(self.salted(0xfe)).await?;
-        print("open", open, Some(110_000));
+        self.print("open", open, Some(110_000));
 
         let top_up = self.chain.top_up(&self.payer, &self.key, Amount(1_000)).await?;
-        print("top up", top_up.gas, None);
+        self.print("top up", top_up.gas, None);
         let first = self.chain.redeem(&self.payee, &[self.voucher(self.key, 1_000)]).await?;
-        print("redeem one, the payout's first tokens", first.gas, Some(75_000));
+        self.print("redeem one, the payout's first tokens", first.gas, Some(75_000));
         let next = self.chain.redeem(&self.payee, &[self.voucher(self.key, 2_000_000)]).await?;
-        print("redeem one", next.gas, Some(75_000));
+        self.print("redeem one", next.gas, Some(75_000));
 
         let fresh = ChannelKey { payout: EthAddress([0xbb; 20]), ..self.salted(0xfc) };
         self.open(fresh).await?;
         let last = self.voucher(fresh, 1_000);
         let last = Some((last.voucher, last.signature));
         let close = self.chain.close_by_payee(&self.payee, &fresh, last, &self.payee).await?;
-        print("close with a voucher, the payout's first tokens", close.gas, None);
+        self.print("close with a voucher, the payout's first tokens", close.gas, None);
         let last = self.voucher(self.key, 3_000_000);
         let last = Some((last.voucher, last.signature));
         let close = self.chain.close_by_payee(&self.payee, &self.key, last, &self.payee).await?;
-        print("close by the payee with a voucher", close.gas, Some(75_000));
+        self.print("close by the payee with a voucher", close.gas, Some(75_000));
         let key = self.salted(0xfe);
         let close = self.chain.close_by_payee(&self.payer, &key, None, &self.payee).await?;
-        print("close by the payee's consent, nothing to pay", close.gas, Some(75_000));
+        self.print("close by the payee's consent, nothing to pay", close.gas, Some(75_000));
 
         let key = self.salted(0xfd);
         self.open(key).await?;
         let start = self.chain.start_close(&self.payer, &key).await?;
-        print("start to close", start.gas, None);
+        self.print("start to close", start.gas, None);
         self.chain.advance_dev(u64::from(PERIOD_DEFAULT_S)).await?;
         let finish = self.chain.finish_close(&self.payer, &key).await?;
-        print("finish to close", finish.gas, None);
+        self.print("finish to close", finish.gas, None);
         Ok(())
     }
 
-    async fn batch(&self) -> anyhow::Result<()> {
+    async fn batch(&mut self) -> anyhow::Result<()> {
         let keys: Vec<_> = (0..BATCH).map(|salt| self.salted(salt)).collect();
         let mut items = Vec::new();
         for key in keys {
@@ -106,16 +112,21 @@ impl Bench {
             items.push(self.voucher(key, 123_456_789));
         }
         let gas = self.chain.redeem(&self.payee, &items).await?.gas;
-        print("redeem 100 at once, each", gas / u64::from(BATCH), Some(18_000));
+        self.print("redeem 100 at once, each", gas / u64::from(BATCH), Some(18_000));
         Ok(())
     }
-}
 
-fn print(operation: &str, gas: u64, target: Option<u64>) {
-    let target = match target {
-        None => String::new(),
-        Some(target) if gas <= target => format!("<={target}"),
-        Some(target) => format!("MISSED {target}"),
-    };
-    println!("{operation:<52} {gas:>9} {target:>9}");
+    fn print(&mut self, operation: &str, gas: u64, target: Option<u64>) {
+        let Some(target) = target else {
+            println!("{operation:<52} {gas:>9}");
+            return;
+        };
+        let met = gas <= target;
+        let shown = if met { format!("<={target}") } else { format!("MISSED {target}") };
+        println!("{operation:<52} {gas:>9} {shown:>12}");
+        let name = format!("gas: {operation}");
+        self.figures.push(serde_json::json!({
+            "name": name, "value": gas, "unit": "gas", "target": target, "met": met
+        }));
+    }
 }

@@ -67,6 +67,7 @@ alloy_sol_types::sol! {
         error BadVoucherSignature();
         error BadPayeeSignature();
         error NothingRedeemed();
+        error TokenGone();
         error NotClosing();
         error TooEarly(uint256 closesAt);
         error SafeERC20FailedOperation(address token);

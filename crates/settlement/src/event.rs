@@ -76,6 +76,9 @@ pub enum Refusal {
     /// The signature is not the channel's signer's.
     #[error("its signature is not by the channel's signer")]
     BadSignature,
+    /// The contract has nothing of the token any more.
+    #[error("the token took all of the contract's balance away")]
+    TokenGone,
 }
 
 impl ChannelEvent {
@@ -138,6 +141,7 @@ fn refusal(reason: u8) -> Option<Refusal> {
         2 => Refusal::NotHigher,
         3 => Refusal::OverDeposit,
         4 => Refusal::BadSignature,
+        5 => Refusal::TokenGone,
         _ => return None,
     })
 }

@@ -81,6 +81,11 @@ pub enum RevertReason {
     /// All of many vouchers were refused.
     #[error("NothingRedeemed: each of the vouchers was refused")]
     NothingRedeemed,
+    /// The contract has nothing of the token any more.
+    #[error(
+        "TokenGone: the token took all of the contract's balance away; try again if it comes back"
+    )]
+    TokenGone,
     /// No close was started.
     #[error("NotClosing: start the close first")]
     NotClosing,
@@ -172,6 +177,7 @@ impl From<Channels::ChannelsErrors> for RevertReason {
             E::BadVoucherSignature(_) => Self::BadVoucherSignature,
             E::BadPayeeSignature(_) => Self::BadPayeeSignature,
             E::NothingRedeemed(_) => Self::NothingRedeemed,
+            E::TokenGone(_) => Self::TokenGone,
             E::NotClosing(_) => Self::NotClosing,
             E::TooEarly(e) => Self::TooEarly(e.closesAt),
             E::SafeERC20FailedOperation(e) => Self::Token(EthAddress(e.token.into())),

@@ -5,6 +5,7 @@ import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
+import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 
 /// @title One-way payment channels over ERC-20 deposits
@@ -15,13 +16,15 @@ import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 /// What holds for every channel, and what an auditor should try to break:
 ///  - redeemed <= deposit, and redeemed never falls;
 ///  - tokens leave only to `payout`, up to the highest voucher of `signer`, or to `payer`, once, at the end;
-///  - the sum over open channels of (deposit - redeemed) of a token is at most this contract's balance of it;
+///  - the sum over open channels of (deposit - redeemed) of a token is at most this contract's balance of it,
+///    as long as the token itself takes nothing away;
 ///  - a closed channel stays closed: its id can never be opened again.
 ///
 /// There is no owner, no pause, no fee and no upgrade. A channel is one storage slot: what never
-/// changes is in the id, so callers pass the key and the contract hashes it. Tokens that take a fee on
-/// transfer are refused at deposit; tokens that rebase or that can freeze accounts are the parties'
-/// own risk, contained to the channels of that token.
+/// changes is in the id, so callers pass the key and the contract hashes it. A token that does not
+/// deliver exactly what was sent is refused at deposit. If a token later takes balances away, its
+/// channels share what is left in the order in which they are redeemed and closed; no other token's
+/// channels notice. INVARIANTS.md, one folder up, says why each line above holds.
 contract Channels is EIP712, ReentrancyGuardTransient {
     using SafeERC20 for IERC20;
 
@@ -67,7 +70,8 @@ contract Channels is EIP712, ReentrancyGuardTransient {
         NotOpen,
         NotHigher,
         OverDeposit,
-        BadSignature
+        BadSignature,
+        TokenGone
     }
 
     /// @notice Shortest close period: time for a payee to notice and redeem.
@@ -100,22 +104,41 @@ contract Channels is EIP712, ReentrancyGuardTransient {
     /// @notice The channel is closed: `redeemed` in all went to the payout, `refunded` back to the payer.
     event Closed(bytes32 indexed channel, uint256 redeemed, uint256 refunded);
 
+    /// @notice Only the channel's payer may do this.
     error NotPayer();
+    /// @notice Signer, payee or payout is zero, or the payout is this contract.
     error ZeroAddress();
+    /// @notice Nothing was deposited.
     error ZeroAmount();
+    /// @notice The period is not within PERIOD_MIN and PERIOD_MAX.
     error PeriodOutOfRange(uint256 period);
+    /// @notice The deposit does not fit 96 bits.
     error DepositTooLarge(uint256 deposit);
+    /// @notice The token delivered another amount than was sent.
     error DepositMismatch(uint256 expected, uint256 received);
+    /// @notice This id was opened before.
     error ChannelExists(bytes32 channel);
+    /// @notice Never opened, or closed.
     error ChannelNotOpen(bytes32 channel);
+    /// @notice The payer has started to close.
     error ChannelClosing(bytes32 channel);
+    /// @notice The voucher pays nothing that was not paid before.
     error AmountNotHigher(uint256 amount, uint256 redeemed);
+    /// @notice The voucher is not covered by the deposit.
     error AmountOverDeposit(uint256 amount, uint256 deposit);
+    /// @notice A channel cannot close at less than was redeemed.
     error AmountBelowRedeemed(uint256 amount, uint256 redeemed);
+    /// @notice The voucher is not the signer's, for this chain, contract, channel, amount and statement.
     error BadVoucherSignature();
+    /// @notice The caller is not the payee and brings no consent of the payee to this amount.
     error BadPayeeSignature();
+    /// @notice Each of many vouchers was refused.
     error NothingRedeemed();
+    /// @notice The token took all of this contract's balance away.
+    error TokenGone();
+    /// @notice No close was started.
     error NotClosing();
+    /// @notice The close can be finished from `closesAt` on.
     error TooEarly(uint256 closesAt);
 
     /// @notice The EIP-712 domain; there is nothing to configure.
@@ -128,6 +151,7 @@ contract Channels is EIP712, ReentrancyGuardTransient {
     /// @param key What the channel binds; each id can be opened once, ever.
     /// @param deposit Base units, above 0 and below 2^96.
     /// @param period Seconds from `startClose` to `finishClose`, PERIOD_MIN to PERIOD_MAX.
+    /// @return id The channel's id.
     function open(Key calldata key, uint128 deposit, uint32 period) external nonReentrant returns (bytes32 id) {
         require(msg.sender == key.payer, NotPayer());
         require(
@@ -137,8 +161,7 @@ contract Channels is EIP712, ReentrancyGuardTransient {
         );
         require(period >= PERIOD_MIN && period <= PERIOD_MAX, PeriodOutOfRange(period));
         id = channelId(key);
-        Channel storage channel = channels[id];
-        require(channel.period == 0, ChannelExists(id));
+        require(channels[id].period == 0, ChannelExists(id));
         channels[id] = Channel({deposit: _toUint96(deposit), redeemed: 0, closesAt: 0, period: uint24(period)});
         emit Opened(id, key.payer, key.payee, key, deposit, period);
         _take(key, deposit);
@@ -169,19 +192,22 @@ contract Channels is EIP712, ReentrancyGuardTransient {
         emit CloseStarted(id, closesAt);
     }
 
-    /// @notice Closes a channel whose period has passed and refunds the payer what was not redeemed. Anyone may call.
+    /// @notice Closes a channel whose period has passed and refunds the payer what was not redeemed. Anyone may call;
+    /// only the payer itself may close for less, when the token took balances away.
     /// @param key The channel's key.
     function finishClose(Key calldata key) external nonReentrant {
         (bytes32 id, Channel storage channel) = _openChannel(key);
         uint40 closesAt = channel.closesAt;
         require(closesAt != 0, NotClosing());
         require(block.timestamp >= closesAt, TooEarly(closesAt));
-        _close(id, channel, key, channel.redeemed, 0);
+        uint256 most = msg.sender == key.payer ? _balance(key.token) : type(uint256).max;
+        _close(id, channel, key, channel.redeemed, 0, most);
     }
 
     // ------------------------------------------------------------------ payee
 
     /// @notice Pays a voucher out: `amount` less what was redeemed before, to the channel's payout. Anyone may submit.
+    /// If the token took balances away it pays what is there; the voucher stays good for the rest.
     /// @param key The channel's key.
     /// @param amount The voucher's cumulative amount, above what was redeemed, at most the deposit.
     /// @param statement The voucher's statement hash, opaque here.
@@ -190,19 +216,19 @@ contract Channels is EIP712, ReentrancyGuardTransient {
         external
         nonReentrant
     {
-        bytes32 id = channelId(key);
-        Channel storage channel = channels[id];
-        (uint256 paid, Refusal refusal) = _redeem(id, channel, key.signer, amount, statement, signature);
+        (bytes32 id, uint256 paid, Refusal refusal) = _redeem(key, amount, statement, signature, _balance(key.token));
         if (refusal == Refusal.NotOpen) revert ChannelNotOpen(id);
-        if (refusal == Refusal.NotHigher) revert AmountNotHigher(amount, channel.redeemed);
-        if (refusal == Refusal.OverDeposit) revert AmountOverDeposit(amount, channel.deposit);
+        if (refusal == Refusal.NotHigher) revert AmountNotHigher(amount, channels[id].redeemed);
+        if (refusal == Refusal.OverDeposit) revert AmountOverDeposit(amount, channels[id].deposit);
         if (refusal == Refusal.BadSignature) revert BadVoucherSignature();
+        if (refusal == Refusal.TokenGone) revert TokenGone();
         key.token.safeTransfer(key.payout, paid);
     }
 
     /// @notice Redeems many vouchers, each judged by itself: one that pays nothing is skipped with a `Refused` event,
     /// so that nobody can stop a batch by redeeming one of its vouchers first. Neighbours with the same token and
-    /// payout are paid by one transfer: sort by them. A token that refuses its transfer reverts the whole call.
+    /// payout are paid by one transfer: sort by them. A token that refuses its transfer, or has too little, reverts the
+    /// whole call: use `redeem` then.
     /// @param items The vouchers; reverts if all of them are refused.
     function redeemMany(Item[] calldata items) external nonReentrant {
         IERC20 token;
@@ -210,9 +236,8 @@ contract Channels is EIP712, ReentrancyGuardTransient {
         uint256 sum;
         for (uint256 i = 0; i < items.length; ++i) {
             Item calldata item = items[i];
-            bytes32 id = channelId(item.key);
-            (uint256 paid, Refusal refusal) =
-                _redeem(id, channels[id], item.key.signer, item.amount, item.statement, item.signature);
+            (bytes32 id, uint256 paid, Refusal refusal) =
+                _redeem(item.key, item.amount, item.statement, item.signature, type(uint256).max);
             if (refusal != Refusal.None) {
                 emit Refused(id, refusal);
                 continue;
@@ -257,51 +282,73 @@ contract Channels is EIP712, ReentrancyGuardTransient {
             );
             emit Redeemed(id, amount, paid);
         }
-        _close(id, channel, key, uint96(amount), paid);
+        _close(id, channel, key, uint96(amount), paid, type(uint256).max);
     }
 
     // ------------------------------------------------------------------ views
 
     /// @notice The id of the channel of `key` on this chain and contract.
+    /// @param key What the channel binds.
+    /// @return The id.
     function channelId(Key calldata key) public view returns (bytes32) {
         return keccak256(abi.encode(key, block.chainid, address(this)));
     }
 
     /// @notice What a channel's signer signs for a voucher.
+    /// @param channel The channel's id.
+    /// @param amount Cumulative, base units.
+    /// @param statement Hash of what the amount is for, opaque here.
+    /// @return The EIP-712 digest.
     function voucherDigest(bytes32 channel, uint128 amount, bytes32 statement) public view returns (bytes32) {
         return _hashTypedDataV4(keccak256(abi.encode(VOUCHER_TYPEHASH, channel, amount, statement)));
     }
 
-    /// @notice What a payee signs so that anyone may close its channel at `amount`.
+    /// @notice What a payee signs so that anyone may close its channel at `amount`. The consent stays good until more
+    /// was redeemed: a payee that signed it earns no more on this channel.
+    /// @param channel The channel's id.
+    /// @param amount Cumulative, base units.
+    /// @return The EIP-712 digest.
     function closeDigest(bytes32 channel, uint128 amount) public view returns (bytes32) {
         return _hashTypedDataV4(keccak256(abi.encode(CLOSE_TYPEHASH, channel, amount)));
     }
 
     // ------------------------------------------------------------------ inside
 
-    /// @dev Checks a voucher and counts it as redeemed. Moves no tokens: the caller transfers `paid`.
+    /// @dev Checks a voucher and counts at most `most` of it as redeemed. Moves no tokens: the caller transfers `paid`.
     function _redeem(
-        bytes32 id,
-        Channel storage channel,
-        address signer,
+        Key calldata key,
         uint128 amount,
         bytes32 statement,
-        bytes calldata signature
-    ) private returns (uint256 paid, Refusal refusal) {
-        (uint96 deposit, uint96 redeemed, uint40 closesAt, uint24 period) =
-            (channel.deposit, channel.redeemed, channel.closesAt, channel.period);
-        if (period == 0 || closesAt == CLOSED) return (0, Refusal.NotOpen);
-        if (amount <= redeemed) return (0, Refusal.NotHigher);
-        if (amount > deposit) return (0, Refusal.OverDeposit);
-        if (!_signedBy(signer, voucherDigest(id, amount, statement), signature)) return (0, Refusal.BadSignature);
-        paid = amount - redeemed;
-        channel.redeemed = uint96(amount);
-        emit Redeemed(id, amount, paid);
+        bytes calldata signature,
+        uint256 most
+    ) private returns (bytes32 id, uint256 paid, Refusal refusal) {
+        id = channelId(key);
+        Channel storage channel = channels[id];
+        uint256 redeemed = channel.redeemed;
+        if (channel.period == 0 || channel.closesAt == CLOSED) return (id, 0, Refusal.NotOpen);
+        if (amount <= redeemed) return (id, 0, Refusal.NotHigher);
+        if (amount > channel.deposit) return (id, 0, Refusal.OverDeposit);
+        if (!_signedBy(key.signer, voucherDigest(id, amount, statement), signature)) {
+            return (id, 0, Refusal.BadSignature);
+        }
+        paid = Math.min(amount - redeemed, most);
+        if (paid == 0) return (id, 0, Refusal.TokenGone);
+        redeemed += paid;
+        channel.redeemed = uint96(redeemed);
+        emit Redeemed(id, redeemed, paid);
     }
 
-    /// @dev Marks closed for good, then pays `paid` to the payout and the rest of the deposit to the payer.
-    function _close(bytes32 id, Channel storage channel, Key calldata key, uint96 redeemed, uint256 paid) private {
-        uint256 refund = channel.deposit - redeemed;
+    /// @dev Marks closed for good, then pays `paid` to the payout and the rest of the deposit, at most `most`, to the
+    /// payer.
+    function _close(
+        bytes32 id,
+        Channel storage channel,
+        Key calldata key,
+        uint96 redeemed,
+        uint256 paid,
+        uint256 most
+    ) private {
+        uint256 refund = Math.min(channel.deposit - redeemed, most);
         channel.redeemed = redeemed;
         channel.closesAt = CLOSED;
         emit Closed(id, redeemed, refund);
@@ -312,10 +359,15 @@ contract Channels is EIP712, ReentrancyGuardTransient {
     /// @dev Takes exactly `amount` from the caller: a token that delivers less, or more, is refused.
     function _take(Key calldata key, uint256 amount) private {
         require(amount != 0, ZeroAmount());
-        uint256 before = key.token.balanceOf(address(this));
+        uint256 before = _balance(key.token);
         key.token.safeTransferFrom(msg.sender, address(this), amount);
-        uint256 received = key.token.balanceOf(address(this)) - before;
+        uint256 received = Math.saturatingSub(_balance(key.token), before);
         require(received == amount, DepositMismatch(amount, received));
+    }
+
+    /// @dev What this contract has of a token.
+    function _balance(IERC20 token) private view returns (uint256) {
+        return token.balanceOf(address(this));
     }
 
     /// @dev The channel of `key`, which must have been opened and not closed.
