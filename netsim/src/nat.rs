@@ -136,6 +136,12 @@ impl Nat {
         self.spec
     }
 
+    /// From now on it forgets mappings after this.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.spec.timeout = timeout;
+        self.check_at = 0;
+    }
+
     /// The most mappings that it held at a time.
     #[must_use]
     pub const fn peak(&self) -> usize {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::keepalive::KEEPALIVE_DEFAULT;
 use crate::punch::{Out, Punch};
 use crate::tokens::Tokens;
 use crate::{
@@ -21,9 +22,10 @@ const RETRY_AFTER: Duration = Duration::from_secs(4);
 const RETRY_MAX: Duration = Duration::from_secs(64);
 /// .. and then is sent so many.
 const RETRY_PINGS: u32 = 4;
-/// A proven path is echoed this often: below the 30 s after which many NATs forget a mapping.
-const KEEP_WARM: Duration = Duration::from_secs(15);
-/// .. and again after this while it does not answer.
+/// A proven path through a relay is echoed at least this often, so that one which does not forward is
+/// found out in time. A direct one is at first, and then less and less, to keep the NAT's mapping.
+const KEEP_WARM: Duration = KEEPALIVE_DEFAULT;
+/// Either is echoed again after this while it does not answer.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// A path whose pings went unanswered for this long is no path any more.
 const STALE: Duration = Duration::from_secs(10);
@@ -216,6 +218,8 @@ struct State {
     /// When the first ping went out that nothing was echoed after.
     asked: Option<Instant>,
     pings: u32,
+    /// Echoes in a row since it was proven or taken into use.
+    echoes: u32,
     retry_after: Duration,
     next_ping: Option<Instant>,
     outstanding: VecDeque<Ping>,
@@ -238,6 +242,7 @@ impl State {
             echoed: None,
             asked: None,
             pings: 0,
+            echoes: 0,
             retry_after: RETRY_AFTER,
             next_ping: Some(now),
             outstanding: VecDeque::new(),
@@ -262,6 +267,18 @@ impl State {
         self.samples.push_back(sample);
         self.rtt = self.samples.iter().copied().min().unwrap_or(sample);
     }
+
+    /// From one echo to the next ping. A new path is asked more often: what was said on it, such as
+    /// that it is in use, is said again with each ping.
+    fn rest(&self, path: Path, keepalive: Duration) -> Duration {
+        match path {
+            Path::Relay(_) => KEEP_WARM.min(keepalive),
+            Path::Direct(_) => {
+                let doubled = 2u32.saturating_pow(self.echoes.saturating_sub(1));
+                KEEP_WARM.saturating_mul(doubled).min(keepalive)
+            }
+        }
+    }
 }
 
 /// Knows and chooses the paths of one session. See the crate's page for how to drive it.
@@ -273,6 +290,8 @@ pub struct Agent {
     /// The switch that counts was ours, so the other side must hear of it.
     announces: bool,
     direct_allowed: bool,
+    /// Between pings on a direct path that answers.
+    keepalive: Duration,
     paths: BTreeMap<Path, State>,
     selected: Option<Path>,
     suspect: Option<Instant>,
@@ -297,6 +316,7 @@ impl Agent {
             epoch: 0,
             announces: false,
             direct_allowed: false,
+            keepalive: KEEPALIVE_DEFAULT,
             paths: BTreeMap::new(),
             selected: None,
             suspect: None,
@@ -388,6 +408,18 @@ impl Agent {
         if nat != self.punch.own {
             self.punch.own = nat;
             self.tell_nat_at = Some((now, NAT_TOLD));
+        }
+        self.handle_timeout(now);
+    }
+
+    /// How often this node's NAT must be reminded of a path: [`crate::Timer::keepalive`].
+    pub fn set_keepalive(&mut self, keepalive: Duration, now: Instant) {
+        self.keepalive = keepalive;
+        for (path, state) in &mut self.paths {
+            if let (true, None, Some(echoed)) = (state.proven, state.asked, state.echoed) {
+                let due = echoed + state.rest(*path, keepalive);
+                state.next_ping = state.next_ping.map(|at| at.min(due));
+            }
         }
         self.handle_timeout(now);
     }
@@ -592,6 +624,7 @@ impl Agent {
         state.measure(now.saturating_duration_since(ping.sent), ping.doubted);
         if !state.proven {
             state.proven = true;
+            state.echoes = 0;
             if let Path::Direct(pair) = from {
                 self.events.push_back(Event::Proven(pair));
             }
@@ -601,7 +634,8 @@ impl Agent {
         state.asked = None;
         state.pings = 0;
         state.retry_after = RETRY_AFTER;
-        state.next_ping = Some(now + KEEP_WARM);
+        state.echoes = state.echoes.saturating_add(1);
+        state.next_ping = Some(now + state.rest(from, self.keepalive));
         let use_epoch = state.use_epoch.take();
         // What else arrives there may still come from a side that hears nothing of us.
         if self.selected == Some(from) {
@@ -780,6 +814,7 @@ impl Agent {
         state.proven = false;
         state.samples.clear();
         state.pings = 0;
+        state.echoes = 0;
         state.next_ping = Some(now + SUSPECT_PING);
     }
 
@@ -926,6 +961,7 @@ impl Agent {
         self.announces = true;
         self.select(path, reason, old_dead);
         if let Some(state) = self.paths.get_mut(&path) {
+            state.echoes = 0;
             state.next_ping = state.next_ping.map(|at| at.min(now + SAY_AGAIN));
         }
         self.announce(path);

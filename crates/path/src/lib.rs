@@ -24,24 +24,31 @@
 //!
 //! What a node's own NAT does a [`Survey`] finds out: it asks relays what they see. [`role`] says
 //! which of two nodes guesses and which opens sockets to be guessed; [`Guess`] is what may be
-//! guessed.
+//! guessed. A [`TimerSurvey`] measures how long the NAT keeps a mapping, and [`Keepalive`] remembers it
+//! for each network: direct paths are echoed as often as that demands.
 
 mod agent;
 mod candidate;
+mod hairpin;
+mod keepalive;
 mod nat;
 mod predict;
 mod punch;
 mod rank;
 mod survey;
+mod timer;
 mod tokens;
 
 pub use agent::{Activity, Agent, Event, Probe, Reason};
 pub use candidate::{Candidate, CandidateKind, to_tell, usable};
+pub use hairpin::Hairpin;
+pub use keepalive::{KEEPALIVE_MAX, KEEPALIVE_MIN, Keepalive};
 pub use nat::{Allocator, Filtering, Mapping, Nat, Observation, allocator, filtering, mapping};
 pub use predict::{Guess, Role, role};
 pub use punch::Opened;
 pub use rank::{Kind, Pair, Path, Rank, SocketId};
 pub use survey::{Question, RelayPort, SURVEY_SOCKETS, Survey, SurveyRelay};
+pub use timer::{Timer, TimerSurvey};
 
 /// Most remote addresses that are probed for one session; more are ignored.
 pub const CANDIDATES_MAX: usize = 16;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::hairpin::{Both, Hairpin};
 use crate::nat::{self, Nat, Observation};
 use crate::tokens::Tokens;
 use crate::{Mapping, SocketId};
@@ -80,6 +81,7 @@ pub struct Survey {
     asked: BTreeMap<Purpose, Asked>,
     to_send: Vec<Purpose>,
     filters_asked: bool,
+    hairpin: Option<Both>,
 }
 
 impl Survey {
@@ -94,6 +96,7 @@ impl Survey {
             asked: BTreeMap::new(),
             to_send: Vec::new(),
             filters_asked: false,
+            hairpin: None,
         };
         for relay in 0..survey.relays.len() {
             survey.ask(Purpose::Mapping(relay, RelayPort::Main), now);
@@ -155,7 +158,22 @@ impl Survey {
         {
             asked.answer = Some((observed, now.saturating_duration_since(asked.sent)));
         }
+        if let Some(hairpin) = &mut self.hairpin {
+            hairpin.handle_arrival(token);
+        }
         self.ask_filters(now);
+        self.try_hairpin(now);
+    }
+
+    /// Once two fresh sockets' public addresses are known, each may try to reach the other.
+    fn try_hairpin(&mut self, now: Instant) {
+        let (Some(first), Some(second)) = (self.fresh(1), self.fresh(2)) else { return };
+        if self.hairpin.is_none() {
+            let mut packet =
+                |from, to| Hairpin { from: SocketId(from), to, token: self.tokens.draw() };
+            let packets = [packet(1, second), packet(2, first)];
+            self.hairpin = Some(Both::new(packets, now));
+        }
     }
 
     /// Once a fresh socket's public port is known, others may try to reach it.
@@ -187,6 +205,9 @@ impl Survey {
                 }
             }
         }
+        if let Some(hairpin) = &mut self.hairpin {
+            hairpin.handle_timeout(now);
+        }
     }
 
     /// The next question to send, in order.
@@ -198,11 +219,18 @@ impl Survey {
         self.asked.get(&purpose).map(|a| a.question)
     }
 
+    /// The next packet to send from a fresh socket to the public address of another; if it arrives, its
+    /// token is an answer.
+    pub fn poll_hairpin(&mut self) -> Option<Hairpin> {
+        self.hairpin.as_mut()?.poll_transmit()
+    }
+
     /// When [`Survey::handle_timeout`] is next due; `None`: the survey is over.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let waiting = self.asked.values().filter(|a| a.answer.is_none() && a.tries <= TRIES);
-        waiting.map(|a| a.sent + AGAIN).min()
+        let hairpin = self.hairpin.as_ref().and_then(Both::poll_timeout);
+        waiting.map(|a| a.sent + AGAIN).chain(hairpin).min()
     }
 
     /// What is known of the NAT so far.
@@ -246,6 +274,12 @@ impl Survey {
             Some(_) => Some(true),
             None => (asked.tries > TRIES).then_some(false),
         }
+    }
+
+    /// Whether sockets behind the NAT reach one another at their public addresses.
+    #[must_use]
+    pub fn hairpins(&self) -> Option<bool> {
+        self.hairpin.as_ref()?.verdict()
     }
 
     /// How each relay sees the data socket, and the round trip to it.

@@ -201,3 +201,41 @@ fn a_stranger_can_name_only_so_many_addresses() {
     }
     assert!(probed.len() <= sluice_path::CANDIDATES_MAX + 1);
 }
+
+/// Pings that the tenant sends on its direct path within an hour in which nothing else happens.
+fn pings_of_an_hour(pair: &mut Pair) -> usize {
+    let end = pair.now + Duration::from_secs(3600);
+    let mut pings = 0;
+    while pair.now < end {
+        pair.now += 100 * MS;
+        pair.tenant.handle_timeout(pair.now);
+        pair.provider.handle_timeout(pair.now);
+        while let Some((path, probe)) = pair.tenant.poll_transmit() {
+            pings +=
+                usize::from(matches!(path, Path::Direct(_)) && matches!(probe, Probe::Ping { .. }));
+            pair.provider.handle_probe(seen_from(path, 1), probe, pair.now);
+        }
+        pair.carry();
+    }
+    pings
+}
+
+#[test]
+fn a_direct_path_is_echoed_as_often_as_the_nat_demands_and_one_by_relay_more_often() {
+    let direct = Path::direct(addr(2));
+    let mut pair = Pair::new();
+    pair.allow_direct();
+    pair.tenant.add_candidates(&[addr(2)], pair.now);
+    pair.run(300 * MS);
+    assert_eq!(pair.tenant.selected(), Some(direct));
+    let pings = pings_of_an_hour(&mut pair);
+    assert!((200..=260).contains(&pings), "{pings} while nothing is known of the NAT");
+    pair.tenant.set_keepalive(Duration::from_secs(240), pair.now);
+    let pings = pings_of_an_hour(&mut pair);
+    assert!((15..=20).contains(&pings), "{pings} for a NAT that remembers for long");
+    pair.tenant.set_keepalive(Duration::from_secs(5), pair.now);
+    let pings = pings_of_an_hour(&mut pair);
+    assert!((700..=730).contains(&pings), "{pings} for one that forgets soon");
+    let relay = pair.tenant.silent_since(Path::Relay(1));
+    assert!(pair.tenant.is_proven(Path::Relay(1)) && relay.is_none());
+}

@@ -219,6 +219,7 @@ async fn run_doctor(config: &Config, args: DoctorArgs, json: bool) -> Result<()>
         relays,
         bind: args.bind.unwrap_or(config.node.bind),
         port_mapping: !args.no_port_mapping,
+        nat_timer: args.nat_timer,
     };
     let found = tokio::select! {
         found = doctor::examine(options) => found?,

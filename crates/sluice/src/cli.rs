@@ -189,6 +189,9 @@ pub struct DoctorArgs {
     /// Do not ask the router to forward a port.
     #[arg(long)]
     pub no_port_mapping: bool,
+    /// Measure how long the NAT keeps a mapping that nothing goes over. Takes 5 to 15 minutes.
+    #[arg(long)]
+    pub nat_timer: bool,
 }
 
 /// `sluice config`.

@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use sluice_path::Nat;
+use sluice_path::{Nat, Timer};
 use sluice_proto::{Keypair, RelayAddr};
 use sluice_transport::{
     AcceptPolicy, Clock, NatOptions, NatState, Network, Node, NodeConfig, NoiseKeys, Random,
@@ -30,6 +30,8 @@ const RELAY_WITHIN: Duration = Duration::from_secs(8);
 const SURVEY_WITHIN: Duration = Duration::from_secs(6);
 /// A router has so long to forward a port.
 const MAPPING_WITHIN: Duration = Duration::from_secs(5);
+/// The NAT's timer is known by then, wherever relays answer.
+const TIMER_WITHIN: Duration = Duration::from_secs(1200);
 
 /// What shall be examined.
 #[derive(Debug)]
@@ -40,6 +42,8 @@ pub struct DoctorOptions {
     pub bind: SocketAddr,
     /// Whether the router may be asked to forward a port.
     pub port_mapping: bool,
+    /// Whether the NAT's timer is measured, which takes minutes.
+    pub nat_timer: bool,
 }
 
 /// How a relay was reached.
@@ -86,6 +90,10 @@ pub struct Findings {
     pub relays: Vec<RelayFinding>,
     /// What the NAT does, as far as relays could tell.
     pub nat: Nat,
+    /// Whether machines behind the NAT reach one another at their public addresses.
+    pub hairpins: Option<bool>,
+    /// How long it keeps a mapping that nothing goes over, if that was measured.
+    pub timer: Option<Timer>,
     /// Whether the router forwards a port.
     pub mapped: Mapped,
 }
@@ -121,7 +129,7 @@ impl Findings {
     }
 }
 
-/// Asks the relays and the router. Takes up to some 20 s, where much is silent.
+/// Asks the relays and the router. Takes up to some 20 s, where much is silent, without the timer.
 ///
 /// # Errors
 /// When the socket cannot be bound.
@@ -147,11 +155,16 @@ pub async fn examine(options: DoctorOptions) -> Result<Findings> {
         relays.push(look_at(link, relay, &clock).await);
     }
     let mut nat = node.nat();
-    if relays.iter().any(|r| r.reached == Reached::Udp) {
+    let over_udp = relays.iter().any(|r| r.reached == Reached::Udp);
+    if over_udp {
         let surveyed = nat.wait_for(|state| state.complete && !state.relays.is_empty());
         let _ = clock.timeout(SURVEY_WITHIN, surveyed).await;
     }
     let mapped = if port_mapping { mapping(&mut nat, &clock).await } else { Mapped::NotAsked };
+    if over_udp && options.nat_timer {
+        let measured = nat.wait_for(|state| state.timer.is_complete());
+        let _ = clock.timeout(TIMER_WITHIN, measured).await;
+    }
     let state = nat.borrow().clone();
     for relay in &mut relays {
         let view = state.relays.iter().find(|view| view.relay == relay.relay.addr);
@@ -160,7 +173,9 @@ pub async fn examine(options: DoctorOptions) -> Result<Findings> {
     }
     let addresses = Network::Kernel.local_addrs();
     node.shutdown().await;
-    Ok(Findings { addresses, relays, nat: state.nat, mapped })
+    let timer = Some(state.timer).filter(|timer| options.nat_timer && *timer != Timer::default());
+    let (nat, hairpins) = (state.nat, state.hairpins);
+    Ok(Findings { addresses, relays, nat, hairpins, timer, mapped })
 }
 
 /// Waits until a relay answered in one way or another.

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use sluice::doctor::{Findings, Mapped, Reach, Reached, RelayFinding, advice, expect, json, text};
-use sluice_path::{Allocator, Filtering, Mapping, Nat};
+use sluice_path::{Allocator, Filtering, Mapping, Nat, Timer};
 use sluice_proto::{Keypair, RelayAddr};
 
 const HOME: Nat = Nat {
@@ -41,6 +41,8 @@ fn found(nat: Nat, seen: &str) -> Findings {
             relay("203.0.113.1:4433", Reached::Udp, seen),
         ],
         nat,
+        hairpins: Some(false),
+        timer: None,
         mapped: Mapped::No,
     }
 }
@@ -125,4 +127,22 @@ fn what_is_printed_for_programs_holds_what_people_see() {
     for words in ["endpoint-independent", "192.0.2.7:40000", "20.0 ms", "port-preserving"] {
         assert!(text.contains(words), "{words} in {text}");
     }
+}
+
+#[test]
+fn hairpin_and_timer_are_told_as_far_as_they_are_known() {
+    let plain = found(HOME, "192.0.2.7:40000");
+    assert!(text(&plain).contains("NAT hairpin   no") && text(&plain).contains("--nat-timer"));
+    assert!(json(&plain)["nat"]["timer"].is_null());
+    let s = Duration::from_secs;
+    let measured =
+        |timer| Findings { timer: Some(timer), hairpins: Some(true), ..found(HOME, "192.0.2.7:1") };
+    let short = measured(Timer { kept: s(25), lost: Some(s(30)) });
+    let long = measured(Timer { kept: s(250), lost: None });
+    assert!(text(&short).contains("25 to 30 s: direct paths are kept open every 20 s"));
+    assert!(text(&long).contains("250 s or longer") && text(&long).contains("NAT hairpin   yes"));
+    assert_eq!(json(&short)["nat"]["timer"]["lost_s"], 30.0);
+    assert_eq!(json(&long)["nat"]["hairpin"], true);
+    let forgets = |found| advice(&found).iter().any(|a| a.contains("forgets"));
+    assert!(forgets(short) && !forgets(long));
 }

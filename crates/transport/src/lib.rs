@@ -57,6 +57,7 @@ mod socket;
 mod stream;
 mod survey;
 mod tables;
+mod timer;
 mod tls;
 
 pub use clock::{Clock, Elapsed};

@@ -10,7 +10,7 @@ use aws_lc_rs::hmac;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use quinn::crypto::rustls::QuicServerConfig;
-use sluice_path::{Candidate, CandidateKind, GUESSES_MAX};
+use sluice_path::{Candidate, CandidateKind, GUESSES_MAX, Keepalive};
 use sluice_proto::wire::rendezvous;
 use sluice_proto::wire::{are_first_packets, code, control};
 use sluice_proto::{FlowId, Invite, Keypair, PeerId, RelayAddr, RelayFlow, Ticket, VERSION};
@@ -193,6 +193,7 @@ pub(crate) struct Inner {
     pub(crate) nat_entries: Arc<Semaphore>,
     pub(crate) nat_options: Mutex<NatOptions>,
     pub(crate) guessing: Mutex<Guessing>,
+    pub(crate) keepalive: Mutex<Keepalive>,
     /// Locked while the router may forward a port.
     pub(crate) mapping: Arc<tokio::sync::Mutex<()>>,
 }
@@ -273,12 +274,14 @@ impl Node {
             nat_entries: Arc::new(Semaphore::new(usize::from(GUESSES_MAX))),
             nat_options: Mutex::new(NatOptions::default()),
             guessing: Mutex::default(),
+            keepalive: Mutex::default(),
             mapping: Arc::default(),
         });
         let (sender, incoming) = mpsc::channel(ACCEPT_QUEUE);
         tokio::spawn(accept_sessions(inner.clone(), sender));
         tokio::spawn(crate::addresses::watch(Arc::downgrade(&inner)));
         tokio::spawn(survey::keep_surveyed(Arc::downgrade(&inner)));
+        tokio::spawn(crate::timer::keep_timed(Arc::downgrade(&inner)));
         tokio::spawn(crate::mapping::keep_mapped(Arc::downgrade(&inner)));
         Ok(Self { inner, incoming: Arc::new(tokio::sync::Mutex::new(incoming)) })
     }

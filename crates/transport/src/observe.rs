@@ -1,11 +1,14 @@
-//! Asks relays how they see this node's sockets.
+//! Asks relays how they see this node's sockets, and the NAT whether it leads back inside.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_path::RelayPort;
-use sluice_proto::frame::{self, FrameType, HEADER_LEN, Observe, Observed};
+use sluice_path::{Hairpin, RelayPort};
+use sluice_proto::FlowId;
+use sluice_proto::frame::{
+    self, FrameKey, FrameType, HEADER_LEN, Header, OBSERVE_LEN, Observe, Observed,
+};
 use tokio::sync::mpsc;
 
 use crate::leg::Leg;
@@ -53,6 +56,19 @@ impl Observer {
         }
     }
 
+    /// Sends a question to this node itself, by its public address. That no relay may take it for one
+    /// of its own, its tag is of a key that is thrown away.
+    pub(crate) fn send_hairpin(&mut self, from: &SideSocket, packet: &Hairpin) {
+        self.node.tables.observers.lock().insert(packet.token, self.sender.clone());
+        self.tokens.push(packet.token);
+        let question = Observe { token: packet.token, from_other_port: false, to_port: None };
+        let mut frame = [0; HEADER_LEN + OBSERVE_LEN];
+        frame[HEADER_LEN..].copy_from_slice(&question.encode());
+        let header = Header { kind: FrameType::Observe, flow: FlowId(0), counter: 0 };
+        frame::seal(&mut frame, header, &FrameKey::new(&self.node.random.bytes()));
+        from.send(packet.to, &frame, frame.len(), None);
+    }
+
     /// The next answer.
     pub(crate) async fn answer(&mut self) -> Option<Observed> {
         self.answers.recv().await
@@ -88,12 +104,18 @@ impl Drop for Observer {
     }
 }
 
-/// Takes a relay's answer, at whichever socket it arrived and from whichever of its ports. False: it
-/// is not a relay's.
+/// Takes a relay's answer, at whichever socket it arrived and from whichever of its ports, or a
+/// question that this node sent to itself. False: it is neither.
 pub(crate) fn take_observed(tables: &Tables, from: SocketAddr, bytes: &[u8]) -> bool {
     let Ok(header) = frame::peek(bytes) else { return false };
-    if header.kind != FrameType::Observed {
-        return false;
+    match header.kind {
+        FrameType::Observed => {}
+        FrameType::Observe => return take_hairpin(tables, from, bytes),
+        FrameType::Data
+        | FrameType::Keepalive
+        | FrameType::KeepaliveAck
+        | FrameType::Challenge
+        | FrameType::ChallengeEcho => return false,
     }
     let legs = tables.legs.read();
     let leg = legs.values().flatten().find(|leg| {
@@ -111,4 +133,14 @@ pub(crate) fn take_observed(tables: &Tables, from: SocketAddr, bytes: &[u8]) -> 
         let _ = observer.send(observed);
     }
     true
+}
+
+/// A question that this node sent to itself: nobody else knows its token.
+fn take_hairpin(tables: &Tables, from: SocketAddr, bytes: &[u8]) -> bool {
+    let Some(question) = Observe::decode(&bytes[HEADER_LEN..]) else { return false };
+    let observer = tables.observers.lock().remove(&question.token);
+    // Whoever asked may have gone.
+    observer.is_some_and(|observer| {
+        observer.send(Observed { token: question.token, address: from }).is_ok()
+    })
 }

@@ -20,7 +20,7 @@ use crate::epoch::{EpochFactory, PathEpoch};
 use crate::knock::{ProbeSeal, decode_candidates, encode_candidates};
 use crate::node::{Inner, Target};
 use crate::peer::{Command, DIRECT, DirectRoute, Inputs, Peer, RelayedPath, Route};
-use crate::tls;
+use crate::{timer, tls};
 
 pub(crate) use guess::Guessing;
 
@@ -72,7 +72,8 @@ pub(crate) fn transport(
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
         .max_concurrent_uni_streams(VarInt::from_u32(1))
         .max_idle_timeout(IdleTimeout::try_from(idle).ok())
-        .keep_alive_interval(Some(Duration::from_secs(20).min(idle / 3)))
+        // What keeps NATs from forgetting a path are the agent's echoes.
+        .keep_alive_interval(Some(idle / 3))
         .congestion_controller_factory(Arc::new(EpochFactory(epoch.clone())));
     Arc::new(config)
 }
@@ -164,6 +165,7 @@ impl Session {
             on_trial: None,
             silence: Silence::default(),
             watch_until: node.clock.now(),
+            heard_directly: (0, node.clock.now()),
         };
         tokio::spawn(driver.run(inputs, relayed));
         Self { connection, peer_id, peer, node, path, warm }
@@ -304,6 +306,8 @@ struct Driver {
     on_trial: Option<Path>,
     silence: Silence,
     watch_until: Instant,
+    /// Packet bytes that came directly, and when the last of them, or a probe, did.
+    heard_directly: (u64, Instant),
 }
 
 /// Lets a relay tell the other node how it sees this one, once the other lets it too.
@@ -446,6 +450,10 @@ impl Driver {
     /// Tells the agent what the socket saw.
     fn look(&mut self) {
         let now = self.node.clock.now();
+        let heard = self.peer.direct_received.load(Relaxed);
+        if heard != self.heard_directly.0 {
+            self.heard_directly = (heard, now);
+        }
         let pto = self.pto();
         let unanswered_since = self.peer.unanswered_ns().map(|ns| self.node.socket.instant(ns));
         let sent = self.connection.stats().frame_tx;
@@ -574,6 +582,9 @@ impl Driver {
             return;
         }
         let now = self.node.clock.now();
+        if matches!(from, Path::Direct(_)) {
+            self.heard_directly.1 = now;
+        }
         // Anything but an echo may come from a side that hears nothing of us.
         if matches!(probe, Probe::Pong { .. }) {
             self.peer.received(path_number(from));
@@ -659,7 +670,12 @@ impl Driver {
             Path::Relay(number) => self.relays.get(&number).map(|relayed| relayed.link.relay()),
         };
         let remote = route.destination();
-        let first = self.path.borrow().is_none();
+        let before = self.path.borrow().map(|before| before.kind);
+        let first = before.is_none();
+        if before == Some(Kind::Direct) && old_dead && reason != Reason::Withdrawn {
+            let idle = self.node.clock.now().saturating_duration_since(self.heard_directly.1);
+            timer::lost(&self.node, idle);
+        }
         self.node.socket.set_route(&self.peer, path_number(path), Some(route));
         let tried = self.on_trial.take();
         if tried == Some(path) && old_dead {

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use sluice_path::{GUESSES_MAX, Nat, Question, SURVEY_SOCKETS, SocketId, Survey, SurveyRelay};
+use sluice_path::{
+    GUESSES_MAX, Nat, Question, SURVEY_SOCKETS, SocketId, Survey, SurveyRelay, Timer,
+};
 use sluice_proto::frame::Observe;
 
 use crate::leg::Leg;
@@ -55,10 +57,14 @@ pub struct RelayView {
 pub struct NatState {
     /// What it does.
     pub nat: Nat,
+    /// Whether sockets behind the NAT reach one another at their public addresses.
+    pub hairpins: Option<bool>,
     /// How relays see this node, as far as they were asked.
     pub relays: Vec<RelayView>,
     /// Where the router forwards to the data socket.
     pub mapped: Option<SocketAddr>,
+    /// How long the NAT keeps a mapping, as far as it was measured on this network.
+    pub timer: Timer,
     /// The survey of these relays is over: what is not known now will not be.
     pub complete: bool,
 }
@@ -92,7 +98,7 @@ pub(crate) async fn keep_surveyed(node: Weak<Inner>) {
 }
 
 /// The relays that can be asked, in an order of their own, and how they saw this node at first.
-fn legs_up(node: &Inner) -> Vec<(Arc<Leg>, Option<SocketAddr>)> {
+pub(crate) fn legs_up(node: &Inner) -> Vec<(Arc<Leg>, Option<SocketAddr>)> {
     let mut legs: Vec<_> = node
         .links()
         .into_iter()
@@ -121,6 +127,11 @@ async fn survey(node: &Arc<Inner>, legs: Vec<Arc<Leg>>) {
         while let Some(question) = survey.poll_transmit() {
             ask(&mut observer, &legs, &sides, &question);
         }
+        while let Some(packet) = survey.poll_hairpin() {
+            if let Some(side) = fresh(&sides, packet.from) {
+                observer.send_hairpin(side, &packet);
+            }
+        }
         publish(node, &legs, &survey, false);
         let Some(due) = survey.poll_timeout() else { break };
         tokio::select! {
@@ -141,15 +152,23 @@ async fn survey(node: &Arc<Inner>, legs: Vec<Arc<Leg>>) {
     tracing::debug!(?nat, relays = legs.len(), "the NAT was surveyed");
 }
 
-fn ask(observer: &mut Observer, legs: &[Arc<Leg>], sides: &[Arc<SideSocket>], asked: &Question) {
+/// The fresh socket of this number, from 1.
+fn fresh(sides: &[Arc<SideSocket>], socket: SocketId) -> Option<&SideSocket> {
+    let at = usize::try_from(socket.0).ok()?.checked_sub(1)?;
+    sides.get(at).map(Arc::as_ref)
+}
+
+pub(crate) fn ask(
+    observer: &mut Observer,
+    legs: &[Arc<Leg>],
+    sides: &[Arc<SideSocket>],
+    asked: &Question,
+) {
     let Some(leg) = legs.get(asked.relay) else { return };
-    let side = match asked.socket {
-        SocketId::DATA => None,
-        SocketId(number) => match sides.get(number as usize - 1) {
-            Some(side) => Some(&**side),
-            None => return,
-        },
-    };
+    let side = fresh(sides, asked.socket);
+    if side.is_none() && asked.socket != SocketId::DATA {
+        return;
+    }
     let question = Observe {
         token: asked.token,
         from_other_port: asked.answer_from != asked.to,
@@ -166,8 +185,9 @@ fn publish(node: &Inner, legs: &[Arc<Leg>], survey: &Survey, complete: bool) {
     });
     let relays: Vec<_> = relays.collect();
     node.nat.send_if_modified(|state| {
-        let mapped = state.mapped;
-        let now = NatState { nat: survey.nat(), relays, mapped, complete };
+        let NatState { mapped, timer, .. } = *state;
+        let hairpins = survey.hairpins();
+        let now = NatState { nat: survey.nat(), hairpins, relays, mapped, timer, complete };
         let changed = *state != now;
         *state = now;
         changed

@@ -1,6 +1,7 @@
 //! What the user can do about it.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use sluice_path::{Allocator, Mapping};
 
@@ -8,6 +9,8 @@ use super::{Findings, Mapped, Reached};
 
 /// A relay farther away than this is worth replacing, milliseconds.
 const FAR_MS: u128 = 150;
+/// A mapping should last longer than this without traffic (RFC 4787, section 4.3).
+const TIMER_LEAST: Duration = Duration::from_secs(120);
 
 /// What the user can do, the most useful first. Empty: all is well.
 #[must_use]
@@ -82,6 +85,14 @@ fn about_nat(found: &Findings, out: &mut Vec<String>) {
              one UDP port to this machine and name it with `bind`: then everybody reaches it directly."
                 .to_owned(),
         );
+    }
+    if let Some(lost) = found.timer.and_then(|timer| timer.lost).filter(|lost| *lost < TIMER_LEAST)
+    {
+        out.push(format!(
+            "The router forgets UDP mappings within {} s, so that direct paths need frequent \
+             keepalives. If it has a setting for that, 5 minutes are usual.",
+            lost.as_secs()
+        ));
     }
     if symmetric && !found.has_ipv6() {
         let guess = match found.nat.allocator {

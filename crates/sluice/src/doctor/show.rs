@@ -4,6 +4,8 @@ use std::fmt::{Display, Write as _};
 
 use serde_json::{Value, json};
 
+use sluice_path::Timer;
+
 use super::{Findings, Mapped, Reached, RelayFinding, advice, expect};
 
 /// What nobody could tell.
@@ -36,9 +38,14 @@ pub fn text(found: &Findings) -> String {
             line("NAT mapping", &or_unknown(found.nat.mapping));
             line("NAT filtering", &or_unknown(found.nat.filtering));
             line("NAT ports", &or_unknown(found.nat.allocator));
+            line("NAT hairpin", &or_unknown(found.hairpins.map(|h| if h { "yes" } else { "no" })));
         } else {
             line("NAT", nat);
         }
+    }
+    if found.over_udp().next().is_some() {
+        let timer = found.timer.as_ref().map(timer_text);
+        line("NAT timer", timer.as_deref().unwrap_or("not measured: --nat-timer does"));
     }
     line(
         "Port mapping",
@@ -62,6 +69,17 @@ pub fn text(found: &Findings) -> String {
         }
     }
     out
+}
+
+fn timer_text(timer: &Timer) -> String {
+    let keepalive = timer.keepalive().as_secs();
+    let kept = timer.kept.as_secs();
+    let known = match timer.lost.map(|lost| lost.as_secs()) {
+        Some(lost) if kept == 0 => format!("below {lost} s"),
+        Some(lost) => format!("{kept} to {lost} s"),
+        None => format!("{kept} s or longer"),
+    };
+    format!("{known}: direct paths are kept open every {keepalive} s")
 }
 
 fn relay_text(relay: &RelayFinding) -> String {
@@ -116,6 +134,12 @@ pub fn json(found: &Findings) -> Value {
             "mapping": found.nat.mapping.map(|m| m.to_string()),
             "filtering": found.nat.filtering.map(|f| f.to_string()),
             "allocator": found.nat.allocator.map(|a| a.to_string()),
+            "hairpin": found.hairpins,
+            "timer": found.timer.map(|timer| json!({
+                "kept_s": timer.kept.as_secs_f64(),
+                "lost_s": timer.lost.map(|lost| lost.as_secs_f64()),
+                "keepalive_s": timer.keepalive().as_secs_f64(),
+            })),
         },
         "port_mapping": {"offered": mapped, "address": address},
         "expect": expect,

@@ -70,6 +70,7 @@ impl Driver {
         let state = nat.borrow_and_update().clone();
         let now = self.node.clock.now();
         self.agent.set_nat_entries_max(self.node.nat_entries_max());
+        self.agent.set_keepalive(state.timer.keepalive(), now);
         self.agent.set_nat(state.nat, now);
     }
 
