@@ -45,6 +45,9 @@ const DEAD_PTO: u32 = 3;
 /// .. but for none shorter than this: a stall of 200 ms, a round trip and a delayed acknowledgement
 /// are no reason to leave.
 const SILENCE_MIN: Duration = Duration::from_millis(300);
+/// Whatever arrives on a path: one that answers none of so many pings is left too. With a fifth of
+/// all packets lost each way that happens to one keepalive in 500.
+const DEAF_PINGS: u32 = 6;
 /// A suspect path and its rivals are pinged again after this at the earliest ..
 const SUSPECT_PING: Duration = Duration::from_millis(40);
 /// .. later after this part of the time for which it has been suspect ..
@@ -758,11 +761,16 @@ impl Agent {
     /// What the socket saw on the path in use; call it every few tens of milliseconds while
     /// packets go out, and drain afterwards.
     pub fn handle_activity(&mut self, activity: Activity, now: Instant) {
+        match activity.unanswered_since {
+            Some(since) => self.watch_silence(since, activity, now),
+            None => self.answered(),
+        }
+        self.watch_echoes(activity.pto, now);
+        self.handle_timeout(now);
+    }
+
+    fn watch_silence(&mut self, since: Instant, activity: Activity, now: Instant) {
         let Some(selected) = self.selected else { return };
-        let Some(since) = activity.unanswered_since else {
-            self.answered();
-            return;
-        };
         let silent = now.saturating_duration_since(since);
         if silent < activity.pto * SUSPECT_PTO {
             return;
@@ -772,20 +780,37 @@ impl Agent {
         if activity.outstanding {
             self.try_out(selected, began, now);
         }
-        let patience = (activity.pto * DEAD_PTO).max(SILENCE_MIN);
-        let echoed = |path| self.paths[&path].echoed.is_some_and(|at| at >= began);
-        let rival = self.best(now, |p| p != selected && echoed(p));
-        if let Some(rival) = rival
-            && silent >= patience
-        {
-            let unpaid = self.paths.get(&selected).is_some_and(|s| s.unpaid);
-            if !unpaid {
-                self.mark_dead(selected, now);
-            }
-            let reason = if unpaid { Reason::Unpaid } else { Reason::Silent };
-            self.switch(rival, reason, true, now);
+        if silent >= patience(activity.pto) {
+            self.leave_for_an_echo(selected, began, now);
         }
-        self.handle_timeout(now);
+    }
+
+    /// What arrives on the path in use may come from a side that hears nothing there, on its own
+    /// trial of it: that the path carries what is sent here only its echoes show.
+    fn watch_echoes(&mut self, pto: Duration, now: Instant) {
+        let Some(selected) = self.selected else { return };
+        let Some(asked) = self.paths.get(&selected).and_then(|s| s.asked) else { return };
+        let deaf = now.saturating_duration_since(asked);
+        if deaf < pto * SUSPECT_PTO {
+            return;
+        }
+        self.ping_all_suspects(asked, now);
+        let enough = self.paths.get(&selected).is_some_and(|s| s.pings >= DEAF_PINGS);
+        if enough && deaf >= patience(pto) {
+            self.leave_for_an_echo(selected, asked, now);
+        }
+    }
+
+    /// Leaves the path in use for the best one that has echoed since a moment, if there is one.
+    fn leave_for_an_echo(&mut self, selected: Path, since: Instant, now: Instant) {
+        let echoed = |path| self.paths[&path].echoed.is_some_and(|at| at >= since);
+        let Some(rival) = self.best(now, |p| p != selected && echoed(p)) else { return };
+        let unpaid = self.paths.get(&selected).is_some_and(|s| s.unpaid);
+        if !unpaid {
+            self.mark_dead(selected, now);
+        }
+        let reason = if unpaid { Reason::Unpaid } else { Reason::Silent };
+        self.switch(rival, reason, true, now);
     }
 
     fn ping_all_suspects(&mut self, began: Instant, now: Instant) {
@@ -1014,4 +1039,9 @@ impl Agent {
             self.trial.and_then(|t| t.until).map(|at| (at, "the other side's trial is over"));
         [ping, hold, punch, tell, lent].into_iter().flatten().min()
     }
+}
+
+/// How long a path may be silent before it is left.
+fn patience(pto: Duration) -> Duration {
+    (pto * DEAD_PTO).max(SILENCE_MIN)
 }

@@ -623,6 +623,42 @@ fn a_dead_relay_costs_two_probe_timeouts_and_the_way_over_the_warm_one() {
 }
 
 #[test]
+fn a_side_that_fled_to_a_relay_that_dies_the_same_moment_is_back_within_a_second() {
+    for seed in 0..30 {
+        let mut world = download(seed);
+        // The sender's process was held up: it finds relay 1 silent, relay 2 is first to echo ..
+        world.set(Way::Relay(1), Condition { blocked: true, ..GOOD });
+        while world.sides[1].agent.selected() == Some(Path::Relay(1)) {
+            let unanswered_since = Some(world.now - SECOND);
+            let activity = Activity { unanswered_since, pto: 105 * MS, outstanding: false };
+            world.sides[1].agent.handle_activity(activity, world.now);
+            world.drain(1);
+            world.run(MS);
+        }
+        world.set(Way::Relay(1), GOOD);
+        // .. and then carries nothing to the receiver any more.
+        world.flying.retain(|Reverse((_, _, way, from, _))| (*way, *from) != (Way::Relay(2), 1));
+        world.block(Way::Relay(2), 1, true);
+        world.busy = [true; 2];
+        assert_eq!(world.chosen(), [1, 2].map(|relay| Some(Way::Relay(relay))));
+        world.sides[0].data.clear();
+        world.sides[0].data.push(world.now);
+        world.run(5 * SECOND);
+        world.sides[0].data.push(world.now);
+        let gap = longest_gap(&world);
+        assert!(gap <= SECOND, "seed {seed}: {gap:?}");
+        assert_eq!(world.chosen(), [Some(Way::Relay(1)); 2]);
+        let (at, _, reason) = world.sides[1].switches.last().expect("it switched");
+        assert_eq!(*reason, Reason::Silent);
+        assert!(
+            world.now - *at >= 4 * SECOND,
+            "seed {seed}: after {:?}",
+            5 * SECOND - (world.now - *at)
+        );
+    }
+}
+
+#[test]
 fn while_the_path_in_use_is_doubted_the_other_side_answers_where_it_is_spoken_to() {
     let mut world = download(3);
     world.block(Way::Relay(1), 0, true);
