@@ -223,6 +223,8 @@ struct State {
     pings: u32,
     /// Echoes in a row since it was proven or taken into use.
     echoes: u32,
+    /// When the newest ping went out, echoed or not.
+    pinged: Option<Instant>,
     retry_after: Duration,
     next_ping: Option<Instant>,
     outstanding: VecDeque<Ping>,
@@ -246,6 +248,7 @@ impl State {
             asked: None,
             pings: 0,
             echoes: 0,
+            pinged: None,
             retry_after: RETRY_AFTER,
             next_ping: Some(now),
             outstanding: VecDeque::new(),
@@ -822,7 +825,7 @@ impl Agent {
             .filter(|(path, s)| {
                 (s.proven || Some(**path) == self.selected)
                     && self.may_probe(**path)
-                    && s.outstanding.back().is_none_or(|p| p.sent + wait <= now)
+                    && s.pinged.is_none_or(|at| at + wait <= now)
             })
             .map(|(path, _)| *path)
             .collect();
@@ -916,6 +919,7 @@ impl Agent {
         }
         let doubted = self.suspect.is_some();
         state.outstanding.push_back(Ping { token, sent: now, doubted });
+        state.pinged = Some(now);
         let asked = *state.asked.get_or_insert(now);
         state.pings = state.pings.saturating_add(1);
         let wait = if state.proven {

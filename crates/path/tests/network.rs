@@ -659,6 +659,26 @@ fn a_side_that_fled_to_a_relay_that_dies_the_same_moment_is_back_within_a_second
 }
 
 #[test]
+fn a_rival_that_echoes_at_once_is_not_pinged_at_once_again() {
+    for dead in [[true, true], [true, false], [false, true]] {
+        let mut world = download(4);
+        for relay in 1..=2 {
+            world.set(Way::Relay(relay), Condition { delay: MS / 4, ..GOOD });
+        }
+        // Until both were measured anew.
+        world.run(120 * SECOND);
+        let used = world.chosen()[0].expect("a path");
+        world.step = MS;
+        for (i, blocked) in dead.into_iter().enumerate() {
+            world.block(used, i, blocked);
+        }
+        // Each ping is counted, see `PINGS_PER_TARGET`.
+        world.run(2 * SECOND);
+        assert!(world.chosen().iter().all(|way| *way != Some(used)), "{dead:?}");
+    }
+}
+
+#[test]
 fn while_the_path_in_use_is_doubted_the_other_side_answers_where_it_is_spoken_to() {
     let mut world = download(3);
     world.block(Way::Relay(1), 0, true);

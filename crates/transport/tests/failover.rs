@@ -8,7 +8,7 @@ use lab::{
 };
 use sluice_proto::RelayAddr;
 use sluice_relay::Relay;
-use sluice_transport::{Clock, PathReason, Session};
+use sluice_transport::{Clock, PathInfo, PathReason, Session};
 
 /// Two relays, each behind a wire towards the provider and one towards the tenant.
 struct Pair {
@@ -107,7 +107,15 @@ async fn a_relay_that_drops_silently_is_left_by_both_ends_whichever_way_it_drops
     for dropped in [[true, true], [true, false], [false, true]] {
         let pair = Pair::start(Clock::default()).await;
         let (ours, theirs) = pair.session().await;
+        until("both use one", || in_use(&ours).peer == in_use(&theirs).peer).await;
         let lost = in_use(&ours);
+        let mut path = theirs.path();
+        let left = tokio::spawn(async move {
+            let other = |p: &Option<PathInfo>| {
+                p.is_some_and(|p| p.relay.is_some_and(|relay| relay.peer != lost.peer))
+            };
+            path.wait_for(other).await.expect("a path").expect("it is another")
+        });
         let wire = pair.to_tenant.iter().find(|w| w.addr.is_same(&lost)).expect("a wire");
         let bytes = noise(5_000_000, 8);
         // Its control connection lives: only frames are dropped.
@@ -122,7 +130,7 @@ async fn a_relay_that_drops_silently_is_left_by_both_ends_whichever_way_it_drops
         assert!(got == bytes, "{dropped:?}");
         leaves(&ours, &lost).await;
         works(&ours, &theirs).await;
-        let path = theirs.path().borrow().expect("a path");
+        let path = soon("the provider leaves it", left).await.expect("no panic");
         assert!(matches!(path.reason, PathReason::Silent | PathReason::Followed), "{path:?}");
     }
 }
@@ -227,7 +235,7 @@ async fn a_home_whose_address_changes_keeps_its_sessions_whichever_way_the_bytes
         let moves = async {
             moving.await.expect("it begins");
             for wire in &pair.to_provider {
-                wire.move_node().await;
+                wire.move_node();
             }
         };
         let carrying = carry_and(from, to, &bytes, || sender.send(()).expect("it is awaited"));

@@ -11,6 +11,7 @@
 #[path = "fast.rs"]
 mod fast;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -327,36 +328,47 @@ pub(crate) enum Toward {
 pub(crate) struct Wire {
     pub(crate) addr: RelayAddr,
     inner: Arc<Inner>,
-    relay: SocketAddr,
     task: tokio::task::JoinHandle<()>,
 }
 
 struct Inner {
+    relay: SocketAddr,
     outer: tokio::net::UdpSocket,
-    upstream: parking_lot::Mutex<Arc<tokio::net::UdpSocket>>,
-    moved: tokio::sync::Notify,
+    /// One for each of the node's sockets, as a NAT has it.
+    upstreams: parking_lot::Mutex<HashMap<SocketAddr, Upstream>>,
+    /// Where the node's QUIC comes from.
     node: parking_lot::Mutex<Option<SocketAddr>>,
     meddler: parking_lot::Mutex<Option<Meddler>>,
     to_node: AtomicU64,
     to_relay: AtomicU64,
 }
 
+struct Upstream {
+    socket: Arc<tokio::net::UdpSocket>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 impl Wire {
     pub(crate) async fn to(relay: RelayAddr) -> Self {
         let outer = tokio::net::UdpSocket::bind(loopback()).await.unwrap();
-        let upstream = Inner::upstream_to(relay.addr).await;
         let addr = RelayAddr::new(relay.peer, outer.local_addr().unwrap());
         let inner = Arc::new(Inner {
+            relay: relay.addr,
             outer,
-            upstream: parking_lot::Mutex::new(upstream),
-            moved: tokio::sync::Notify::new(),
+            upstreams: parking_lot::Mutex::default(),
             node: parking_lot::Mutex::default(),
             meddler: parking_lot::Mutex::default(),
             to_node: AtomicU64::new(0),
             to_relay: AtomicU64::new(0),
         });
         let task = tokio::spawn(inner.clone().carry());
-        Self { addr, inner, task, relay: relay.addr }
+        Self { addr, inner, task }
     }
 
     /// From now on `meddler` decides what becomes of each datagram.
@@ -364,11 +376,9 @@ impl Wire {
         *self.inner.meddler.lock() = Some(meddler);
     }
 
-    /// The node has another address from now on, as the relay sees it; the old one is gone.
-    pub(crate) async fn move_node(&self) {
-        let upstream = Inner::upstream_to(self.relay).await;
-        *self.inner.upstream.lock() = upstream;
-        self.inner.moved.notify_one();
+    /// The node has other addresses from now on, as the relay sees them; the old ones are gone.
+    pub(crate) fn move_node(&self) {
+        self.inner.upstreams.lock().clear();
     }
 
     pub(crate) fn cut(&self) {
@@ -394,6 +404,7 @@ impl Wire {
 impl Drop for Wire {
     fn drop(&mut self) {
         self.task.abort();
+        self.inner.upstreams.lock().clear();
     }
 }
 
@@ -407,32 +418,37 @@ impl Inner {
         }
     }
 
-    async fn upstream_to(relay: SocketAddr) -> Arc<tokio::net::UdpSocket> {
-        let upstream = tokio::net::UdpSocket::bind(loopback()).await.unwrap();
-        upstream.connect(relay).await.unwrap();
-        Arc::new(upstream)
+    async fn upstream(self: &Arc<Self>, from: SocketAddr) -> Arc<tokio::net::UdpSocket> {
+        if let Some(upstream) = self.upstreams.lock().get(&from) {
+            return upstream.socket.clone();
+        }
+        let socket = Arc::new(tokio::net::UdpSocket::bind(loopback()).await.unwrap());
+        socket.connect(self.relay).await.unwrap();
+        let task = tokio::spawn(self.clone().carry_back(socket.clone(), from));
+        self.upstreams.lock().insert(from, Upstream { socket: socket.clone(), task });
+        socket
     }
 
     async fn carry(self: Arc<Self>) {
-        let (mut down, mut up) = ([0; 65_536], [0; 65_536]);
+        let mut bytes = [0; 65_536];
         loop {
-            let upstream = self.upstream.lock().clone();
-            tokio::select! {
-                () = self.moved.notified() => {}
-                got = upstream.recv(&mut down) => {
-                    let Ok(len) = got else { continue };
-                    let Some(node) = *self.node.lock() else { continue };
-                    for datagram in self.decide(Toward::Node, &down[..len]) {
-                        let _ = self.outer.send_to(&datagram, node).await;
-                    }
-                }
-                got = self.outer.recv_from(&mut up) => {
-                    let Ok((len, from)) = got else { continue };
-                    *self.node.lock() = Some(from);
-                    for datagram in self.decide(Toward::Relay, &up[..len]) {
-                        let _ = upstream.send(&datagram).await;
-                    }
-                }
+            let Ok((len, from)) = self.outer.recv_from(&mut bytes).await else { continue };
+            if bytes[0] & 0xC0 == 0xC0 {
+                *self.node.lock() = Some(from);
+            }
+            let upstream = self.upstream(from).await;
+            for datagram in self.decide(Toward::Relay, &bytes[..len]) {
+                let _ = upstream.send(&datagram).await;
+            }
+        }
+    }
+
+    async fn carry_back(self: Arc<Self>, upstream: Arc<tokio::net::UdpSocket>, node: SocketAddr) {
+        let mut bytes = [0; 65_536];
+        loop {
+            let Ok(len) = upstream.recv(&mut bytes).await else { continue };
+            for datagram in self.decide(Toward::Node, &bytes[..len]) {
+                let _ = self.outer.send_to(&datagram, node).await;
             }
         }
     }
