@@ -69,6 +69,13 @@ pub enum Violation {
         /// How many.
         probes: u64,
     },
+    /// Probes to a private address, although no two nodes are in one home.
+    Household {
+        /// The address.
+        target: IpAddr,
+        /// How many.
+        probes: u64,
+    },
     /// More sockets open at a time than a node may have.
     Sockets(usize),
     /// More NAT entries than a node may use.
@@ -78,7 +85,7 @@ pub enum Violation {
 /// Probes that a node may send within a second: 500, and as many as begin the next.
 pub const PROBES_PER_SECOND: u64 = 550;
 /// Probes that an address may get that is nobody's who takes part.
-pub const BYSTANDER_PROBES: u64 = 64;
+pub const BYSTANDER_PROBES: u64 = 16;
 /// Temporary sockets of a birthday, the data socket, and some to observe the NAT with.
 pub const SOCKETS: usize = 256 + 32;
 /// Entries that a node may take in a NAT's table: `nat_entries_max` by default.
@@ -168,8 +175,11 @@ pub fn bounds(
         out.insert(Violation::ProbesTooFast(probes.peak));
     }
     for (target, probes) in &probes.by_target {
-        if *probes > BYSTANDER_PROBES && !known.contains(target) {
-            out.insert(Violation::Bystander { target: *target, probes: *probes });
+        let (target, probes) = (*target, *probes);
+        if is_private(target) {
+            out.insert(Violation::Household { target, probes });
+        } else if probes > BYSTANDER_PROBES && !known.contains(&target) {
+            out.insert(Violation::Bystander { target, probes });
         }
     }
     if sockets > SOCKETS {
@@ -179,4 +189,12 @@ pub fn bounds(
         out.insert(Violation::NatEntries(nat_entries));
     }
     out
+}
+
+/// The addresses inside homes (RFC 1918, RFC 4193) and between homes and carriers (RFC 6598).
+fn is_private(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_private() || ip.octets()[0] == 100 && ip.octets()[1] & 0xC0 == 64,
+        IpAddr::V6(ip) => ip.is_unique_local(),
+    }
 }

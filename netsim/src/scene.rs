@@ -108,6 +108,12 @@ impl Scene {
         Ok(scene)
     }
 
+    /// The address of the home that was given another one as the `number`th, from 1.
+    #[must_use]
+    pub const fn renumbered(number: u8) -> Ipv4Addr {
+        Ipv4Addr::new(203, 0, 113, 100 + number)
+    }
+
     async fn add_relay(&mut self, line: LinkSpec) -> Result<()> {
         let number = self.relays.len() as u8;
         // Of different networks, as the relays of a node should be.

@@ -2,14 +2,17 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use crate::budget::{Budget, Purpose, Share, Spent};
 use crate::keepalive::KEEPALIVE_DEFAULT;
 use crate::punch::{Out, Punch};
+use crate::strangers::Strangers;
 use crate::tokens::Tokens;
 use crate::{
-    CANDIDATES_MAX, Filtering, Guess, Mapping, Nat, Opened, Pair, Path, Rank, SocketId, usable,
+    CANDIDATES_MAX, Filtering, Guess, Mapping, Nat, Opened, Pair, Path, Rank, SocketId,
+    Whereabouts, usable,
 };
 
 /// Waits between the first pings to an unproven path; the last one is repeated.
@@ -22,6 +25,11 @@ const RETRY_AFTER: Duration = Duration::from_secs(4);
 const RETRY_MAX: Duration = Duration::from_secs(64);
 /// .. and then is sent so many.
 const RETRY_PINGS: u32 = 4;
+/// The same of an address that neither echoed before nor is what a relay sees: it gets no more than
+/// [`STRANGER_PROBES_MAX`](crate::STRANGER_PROBES_MAX) in all, half of them at once.
+const STRANGER_PINGS: (u32, u32) = (8, 2);
+/// A path for which the NAT's table has no room is tried again after this.
+const NO_ROOM: Duration = Duration::from_secs(30);
 /// A proven path through a relay is echoed at least this often, so that one which does not forward is
 /// found out in time. A direct one is at first, and then less and less, to keep the NAT's mapping.
 const KEEP_WARM: Duration = KEEPALIVE_DEFAULT;
@@ -66,6 +74,10 @@ const OUTSTANDING_MAX: usize = 16;
 const STRAYS_MAX: usize = 4;
 /// .. within this: where both NATs map by destination, each ping makes another address.
 const STRAYS_SPAN: Duration = Duration::from_secs(10);
+/// A session's candidates make so many entries of the NAT's table ..
+const ENTRIES_MAX: usize = 64;
+/// .. within this, the time for which they may stand.
+const ENTRIES_SPAN: Duration = Duration::from_secs(300);
 /// What this node's NAT does is said so often ..
 const NAT_TOLD: u32 = 4;
 /// .. this far apart: some may be lost.
@@ -304,6 +316,11 @@ pub struct Agent {
     punch: Punch,
     /// When unknown addresses were taken in while a direct path stood.
     strays: VecDeque<Instant>,
+    /// When candidates made entries of the NAT's table.
+    entries: VecDeque<Instant>,
+    share: Share,
+    strangers: Strangers,
+    whereabouts: Whereabouts,
     /// When to say next what our NAT does, and how often still.
     tell_nat_at: Option<(Instant, u32)>,
     trial: Option<Trial>,
@@ -313,7 +330,7 @@ pub struct Agent {
 
 impl Agent {
     /// An agent without paths. `controlling` is true on exactly one side; `seed` makes its tokens
-    /// unguessable.
+    /// unguessable. Its probes come out of a budget of its own until [`Self::share`] is called.
     #[must_use]
     pub fn new(controlling: bool, seed: u64) -> Self {
         Self {
@@ -328,11 +345,20 @@ impl Agent {
             suspect: None,
             punch: Punch::new(controlling),
             strays: VecDeque::new(),
+            entries: VecDeque::new(),
+            share: Budget::default().share(),
+            strangers: Strangers::default(),
+            whereabouts: Whereabouts::default(),
             tell_nat_at: None,
             trial: None,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
         }
+    }
+
+    /// Takes part in the budget that all sessions of the node have in common.
+    pub fn share(&mut self, budget: &Budget) {
+        self.share = budget.share();
     }
 
     /// The path in use.
@@ -449,6 +475,12 @@ impl Agent {
         if usable(&address) {
             self.punch.peer_address = Some(address);
             self.add_pair(Pair::data(address), now);
+            for (path, state) in &mut self.paths {
+                let there = matches!(path, Path::Direct(pair) if pair.remote.ip() == address.ip());
+                if there && state.next_ping.is_none() {
+                    state.next_ping = Some(now);
+                }
+            }
         }
         self.handle_timeout(now);
     }
@@ -462,9 +494,10 @@ impl Agent {
         self.handle_timeout(now);
     }
 
-    /// How many entries of the NAT's table guessing may take at a time.
-    pub fn set_nat_entries_max(&mut self, entries: u16) {
-        self.punch.entries_max = entries.min(crate::GUESSES_MAX);
+    /// Where this node is: decides which of the addresses that the other node names are probed.
+    pub fn set_whereabouts(&mut self, whereabouts: Whereabouts, now: Instant) {
+        self.whereabouts = whereabouts;
+        self.handle_timeout(now);
     }
 
     /// The sockets that [`Event::OpenSockets`] asked for, or fewer.
@@ -477,6 +510,7 @@ impl Agent {
         let relays: Vec<Path> =
             self.paths.keys().copied().filter(|p| matches!(p, Path::Relay(_))).collect();
         let mut out = Out {
+            share: &mut self.share,
             tokens: &mut self.tokens,
             transmits: &mut self.transmits,
             events: &mut self.events,
@@ -487,7 +521,7 @@ impl Agent {
 
     /// Guesses ports while there is no direct path but may be one.
     fn advance_punch(&mut self, now: Instant) {
-        if self.direct_allowed && !self.has_direct() {
+        if self.direct_allowed && !self.has_direct() && self.may_guess() {
             self.punch.start(now);
             self.with_punch(|punch, out| punch.handle_timeout(now, out));
             return;
@@ -501,8 +535,14 @@ impl Agent {
                 sockets
             },
         );
-        self.punch.stop(|socket| in_use.contains(&socket), now, &mut self.events);
+        let keep = |socket| in_use.contains(&socket);
+        self.punch.stop(keep, now, &self.share, &mut self.events);
         self.forget_closed();
+    }
+
+    /// Whether the other node's address is where ports may be guessed: not in this household.
+    fn may_guess(&self) -> bool {
+        self.punch.peer_address.is_none_or(|address| !self.whereabouts.is_near(address.ip()))
     }
 
     fn has_direct(&self) -> bool {
@@ -538,6 +578,7 @@ impl Agent {
             }
             state.next_ping = Some(now);
         }
+        self.strangers.renew();
         self.handle_timeout(now);
     }
 
@@ -554,26 +595,11 @@ impl Agent {
         if let Some(state) = self.paths.get_mut(&from) {
             state.heard = Some(now);
         }
+        if let Path::Direct(pair) = from {
+            self.strangers.heard(pair.remote.ip());
+        }
         match probe {
-            Probe::Ping { token } => {
-                if self.direct_allowed || matches!(from, Path::Relay(_)) {
-                    self.transmits.push_back((from, Probe::Pong { token }));
-                    // What pings us may be reached: do not wait for our own schedule. One ping
-                    // for a ping, since anybody's address may stand on it.
-                    if let Some(state) = self.paths.get_mut(&from)
-                        && !state.proven
-                        && state.next_ping.is_some_and(|at| at > now + RETRY_AFTER)
-                    {
-                        state.next_ping = Some(now);
-                    }
-                }
-                if let Path::Direct(pair) = from
-                    && self.direct_allowed
-                    && self.paths.contains_key(&from)
-                {
-                    self.events.push_back(Event::Proven(pair));
-                }
-            }
+            Probe::Ping { token } => self.handle_ping(from, token, now),
             Probe::Pong { token } => self.handle_pong(from, token, now),
             Probe::Use { epoch } => self.handle_use(from, epoch, now),
             Probe::Guess { round, guess } => {
@@ -589,6 +615,36 @@ impl Agent {
             Probe::Trial { epoch } => self.handle_trial(from, epoch, now),
         }
         self.handle_timeout(now);
+    }
+
+    /// Answers, if that may be. What is not answered now comes again.
+    fn handle_ping(&mut self, from: Path, token: u64, now: Instant) {
+        if !self.may_probe(from) {
+            return;
+        }
+        // An echo from there is worth more than ours, if but one probe may go there.
+        if self.has_one_left(from, now) {
+            self.ping(from, now);
+        } else if self.admit(from, now).is_ok() {
+            self.transmits.push_back((from, Probe::Pong { token }));
+        }
+        let Some(state) = self.paths.get_mut(&from) else { return };
+        // What pings us may be reached: do not wait for our own schedule. One ping for a ping,
+        // since anybody's address may stand on it.
+        if !state.proven && state.next_ping.is_none_or(|at| at > now + RETRY_AFTER) {
+            state.next_ping = Some(now);
+        }
+        if let Path::Direct(pair) = from {
+            self.events.push_back(Event::Proven(pair));
+        }
+    }
+
+    /// Whether a stranger may be sent one probe, and was not asked for an echo just now.
+    fn has_one_left(&self, path: Path, now: Instant) -> bool {
+        let (Path::Direct(pair), Some(state)) = (path, self.paths.get(&path)) else { return false };
+        !self.is_vouched(pair)
+            && self.strangers.left(pair.remote.ip()) == 1
+            && state.outstanding.back().is_none_or(|ping| ping.sent + ASK_AGAIN <= now)
     }
 
     /// Whether the unknown address of a probe becomes a candidate.
@@ -634,6 +690,9 @@ impl Agent {
             if let Path::Direct(pair) = from {
                 self.events.push_back(Event::Proven(pair));
             }
+        }
+        if let Path::Direct(pair) = from {
+            self.strangers.echoed(pair.remote.ip());
         }
         state.known = true;
         state.echoed = Some(now);
@@ -907,11 +966,72 @@ impl Agent {
         }
     }
 
-    const fn may_probe(&self, path: Path) -> bool {
-        self.direct_allowed || matches!(path, Path::Relay(_))
+    fn may_probe(&self, path: Path) -> bool {
+        match path {
+            Path::Relay(_) => true,
+            Path::Direct(pair) => self.direct_allowed && self.may_reach(pair.remote.ip()),
+        }
+    }
+
+    /// Whether this address may be sent anything: those of this node's own household only if the
+    /// other node is in it, too, as relays see them.
+    fn may_reach(&self, ip: IpAddr) -> bool {
+        if !self.whereabouts.is_near(ip) {
+            return true;
+        }
+        let Some(peer) = self.punch.peer_address.map(|address| address.ip()) else { return false };
+        self.whereabouts.is_shared(peer) || peer == ip && self.whereabouts.is_private()
+    }
+
+    /// Whether this is an address of the other node: it echoed from there, or a relay of this node's
+    /// own choosing sees it there.
+    fn is_vouched(&self, pair: Pair) -> bool {
+        let seen = self.punch.peer_address.is_some_and(|seen| seen.ip() == pair.remote.ip());
+        seen && !self.whereabouts.is_near(pair.remote.ip())
+            || self.paths.get(&Path::Direct(pair)).is_some_and(|s| s.known)
+    }
+
+    /// Spends what a probe costs that goes straight to an address; or when it may come again, if
+    /// ever.
+    fn admit(&mut self, path: Path, now: Instant) -> Result<(), Option<Instant>> {
+        let Path::Direct(pair) = path else { return Ok(()) };
+        let (ip, vouched) = (pair.remote.ip(), self.is_vouched(pair));
+        if !vouched && !self.strangers.may_be_sent(ip) {
+            return Err(None);
+        }
+        self.entries.retain(|at| *at + ENTRIES_SPAN > now);
+        let purpose = if self.is_proven(path) {
+            Purpose::Proven
+        } else if self.entries.len() < ENTRIES_MAX {
+            Purpose::Candidate
+        } else {
+            Purpose::Known
+        };
+        match self.share.spend(pair, purpose, now) {
+            Spent::Yes { fresh: true } => self.entries.push_back(now),
+            Spent::Yes { fresh: false } => {}
+            Spent::Later(at) => return Err(Some(at)),
+            Spent::NoRoom => return Err(Some(now + NO_ROOM)),
+        }
+        if !vouched {
+            self.strangers.sent(ip);
+        }
+        Ok(())
     }
 
     fn ping(&mut self, path: Path, now: Instant) {
+        if let Err(later) = self.admit(path, now) {
+            if let Some(state) = self.paths.get_mut(&path) {
+                state.next_ping = later;
+            }
+            return;
+        }
+        let (mut first, mut again) = (PINGS_MAX, RETRY_PINGS);
+        if let Path::Direct(pair) = path
+            && !self.is_vouched(pair)
+        {
+            (first, again) = STRANGER_PINGS;
+        }
         let token = self.tokens.draw();
         let Some(state) = self.paths.get_mut(&path) else { return };
         if state.outstanding.len() == OUTSTANDING_MAX {
@@ -924,8 +1044,8 @@ impl Agent {
         state.pings = state.pings.saturating_add(1);
         let wait = if state.proven {
             ASK_AGAIN
-        } else if state.pings >= PINGS_MAX {
-            state.pings = PINGS_MAX - RETRY_PINGS;
+        } else if state.pings >= first {
+            state.pings = first - again;
             if state.known && asked + KNOWN_FOR > now {
                 KNOWN_RETRY
             } else {

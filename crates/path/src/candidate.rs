@@ -53,10 +53,9 @@ pub fn to_tell(mut candidates: Vec<Candidate>) -> Vec<Candidate> {
     told
 }
 
-/// Whether an address that the other node named may be probed at all: a unicast address with a
-/// port, and not the wildcard. Loopback and private addresses are allowed, since both nodes may
-/// be on one machine or one LAN; what is sent there is a handful of sealed probes, never a
-/// connection.
+/// Whether an address that the other node named can be one: a unicast address with a port, and not
+/// the wildcard. Loopback and private addresses are, since both nodes may be on one machine or one
+/// LAN; whether anything is sent there depends on what relays see.
 #[must_use]
 pub fn usable(addr: &SocketAddr) -> bool {
     let ip = addr.ip().to_canonical();

@@ -21,6 +21,11 @@
 //! - A direct path that died may come back after a hold-down, so that a bad one does not flap.
 //! - Ports are guessed only while there is no direct path, by one side, at the address that a
 //!   relay of its own choosing sees for the other, and no more than [`GUESSES_MAX`] of them.
+//! - Whatever is sent straight to an address comes out of the node's one [`Budget`]: 500 probes in
+//!   any second, and so many entries of its NAT's table.
+//! - An address that has not echoed gets [`STRANGER_PROBES_MAX`] probes and no more, but for the one
+//!   that a relay sees; a private address none at all, unless relays see both nodes at one
+//!   ([`Whereabouts`]).
 //!
 //! What a node's own NAT does a [`Survey`] finds out: it asks relays what they see. [`role`] says
 //! which of two nodes guesses and which opens sockets to be guessed; [`Guess`] is what may be
@@ -28,6 +33,7 @@
 //! for each network: direct paths are echoed as often as that demands.
 
 mod agent;
+mod budget;
 mod candidate;
 mod hairpin;
 mod keepalive;
@@ -35,11 +41,14 @@ mod nat;
 mod predict;
 mod punch;
 mod rank;
+mod strangers;
 mod survey;
 mod timer;
 mod tokens;
+mod whereabouts;
 
 pub use agent::{Activity, Agent, Event, Probe, Reason};
+pub use budget::Budget;
 pub use candidate::{Candidate, CandidateKind, to_tell, usable};
 pub use hairpin::Hairpin;
 pub use keepalive::{KEEPALIVE_MAX, KEEPALIVE_MIN, Keepalive};
@@ -49,9 +58,13 @@ pub use punch::Opened;
 pub use rank::{Kind, Pair, Path, Rank, SocketId};
 pub use survey::{Question, RelayPort, SURVEY_SOCKETS, Survey, SurveyRelay};
 pub use timer::{Timer, TimerSurvey};
+pub use whereabouts::Whereabouts;
 
 /// Most remote addresses that are probed for one session; more are ignored.
 pub const CANDIDATES_MAX: usize = 16;
+/// Probes that an address may get in one session before it echoes, wherever it was named; and one more
+/// for each that came from there.
+pub const STRANGER_PROBES_MAX: u32 = 16;
 /// Most ports that are guessed at one target in one round; then the target is left alone for a
 /// minute, and each time for twice as long.
 pub const GUESSES_MAX: u16 = 1024;

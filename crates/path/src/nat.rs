@@ -74,6 +74,16 @@ pub struct Nat {
 }
 
 impl Nat {
+    /// What is known here, and else what `other` knows.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            mapping: self.mapping.or(other.mapping),
+            filtering: self.filtering.or(other.filtering),
+            allocator: self.allocator.or(other.allocator),
+        }
+    }
+
     /// Whether one public port serves all destinations. Assumed while nothing is known: it is the
     /// usual home router.
     #[must_use]

@@ -50,15 +50,15 @@ pub(crate) struct Opening {
     pub(crate) observe: bool,
 }
 
-/// What an opener behind this allocator needs.
-pub(crate) fn opening(allocator: Allocator, entries_max: u16) -> Opening {
+/// What an opener behind this allocator needs, if guesses may make `room` entries.
+pub(crate) fn opening(allocator: Allocator, room: u16) -> Opening {
     let (sockets, observe) = match allocator {
         Allocator::Preserving => (1, false),
         Allocator::Sequential { .. } => (1, true),
         Allocator::Blocks { .. } => (SOCKETS_BLOCK, false),
         Allocator::Random => (SOCKETS_RANDOM, false),
     };
-    Opening { sockets: sockets.min(entries_max / 2).max(1), observe }
+    Opening { sockets: sockets.min(room / 2).max(1), observe }
 }
 
 /// Where the next mapping's port may be: `local` is the socket's own port, `seen` the public one

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::agent::{Event, Probe};
+use crate::budget::{Purpose, Share, Spent};
 use crate::predict::{self, Guess, Role};
 use crate::tokens::Tokens;
 use crate::{Allocator, GUESSES_MAX, Nat, Pair, Path, SocketId};
@@ -28,6 +29,8 @@ const SAY_AGAIN: Duration = Duration::from_millis(150);
 const OPEN_AGAIN: Duration = Duration::from_millis(250);
 /// So many are a few.
 const FEW: usize = 4;
+/// A session that may not guess yet, since another one of the node does, looks again after this.
+const TURN_AGAIN: Duration = Duration::from_millis(100);
 /// A few ordered guesses have had their chance after this ..
 const ORDERED_SPAN: Duration = Duration::from_secs(1);
 /// .. and a thousand after this: 2.3 s of probes and a slow round trip.
@@ -48,9 +51,6 @@ pub struct Opened {
     pub observed_port: Option<u16>,
 }
 
-/// Entries of the NAT's table that a node needs beside its guesses: relays, a survey, candidates.
-const ENTRIES_OTHERWISE: u16 = 20;
-
 /// What the opener does.
 #[derive(Debug)]
 enum Phase {
@@ -68,6 +68,17 @@ struct Spray {
     stride: u16,
     tried: u16,
     at: Instant,
+    /// The other side does not listen any more.
+    until: Instant,
+}
+
+impl Spray {
+    /// The next port to try.
+    fn port(&self) -> u16 {
+        let index = u32::from(self.start) + u32::from(self.stride) * u32::from(self.tried);
+        let index = index % u32::from(self.guess.count);
+        self.guess.port(u16::try_from(index).expect("below the count"))
+    }
 }
 
 /// One node's part in guessing, for one session.
@@ -77,7 +88,6 @@ pub(crate) struct Punch {
     pub(crate) own: Nat,
     pub(crate) peer: Option<Nat>,
     pub(crate) peer_address: Option<SocketAddr>,
-    pub(crate) entries_max: u16,
     active: bool,
     phase: Phase,
     sockets: Vec<SocketId>,
@@ -94,8 +104,9 @@ pub(crate) struct Punch {
     renew_after: Duration,
 }
 
-/// Where its actions go.
+/// Where its actions go, and what they come out of.
 pub(crate) struct Out<'a> {
+    pub(crate) share: &'a mut Share,
     pub(crate) tokens: &'a mut Tokens,
     pub(crate) transmits: &'a mut VecDeque<(Path, Probe)>,
     pub(crate) events: &'a mut VecDeque<Event>,
@@ -103,10 +114,16 @@ pub(crate) struct Out<'a> {
 }
 
 impl Out<'_> {
-    fn ping(&mut self, socket: SocketId, remote: SocketAddr) {
-        // Whoever hears it pings back: the echo need not be awaited here.
-        let token = self.tokens.draw();
-        self.transmits.push_back((Path::Direct(Pair { socket, remote }), Probe::Ping { token }));
+    /// Pings over a pair, as far as the budget allows.
+    fn ping(&mut self, socket: SocketId, remote: SocketAddr, now: Instant) -> Spent {
+        let pair = Pair { socket, remote };
+        let spent = self.share.spend(pair, Purpose::Guess, now);
+        if matches!(spent, Spent::Yes { .. }) {
+            // Whoever hears it pings back: the echo need not be awaited here.
+            let token = self.tokens.draw();
+            self.transmits.push_back((Path::Direct(pair), Probe::Ping { token }));
+        }
+        spent
     }
 
     fn say(&mut self, round: u32, guess: Guess) {
@@ -123,7 +140,6 @@ impl Punch {
             own: Nat { mapping: None, filtering: None, allocator: None },
             peer: None,
             peer_address: None,
-            entries_max: GUESSES_MAX,
             active: false,
             phase: Phase::Resting(None),
             sockets: Vec::new(),
@@ -154,11 +170,13 @@ impl Punch {
         &mut self,
         keep: impl Fn(SocketId) -> bool,
         now: Instant,
+        share: &Share,
         events: &mut VecDeque<Event>,
     ) {
         if self.active {
             self.active = false;
             self.spray = None;
+            share.end_turn();
             // Not at once again, should the path be lost: its NAT entries still stand.
             if !matches!(self.phase, Phase::Resting(_)) {
                 self.any = false;
@@ -191,7 +209,7 @@ impl Punch {
             return;
         };
         self.sockets.extend(sockets);
-        let Some(first) = opened.first() else { return self.fail(now, out.events) };
+        let Some(first) = opened.first() else { return self.fail(now, out) };
         let guess = predict::guess(allocator, first.local_port, first.observed_port);
         self.phase = Phase::Opening { next: self.sockets.len() - opened.len(), at: now, guess };
         self.round += 1;
@@ -207,13 +225,12 @@ impl Punch {
             self.left = GUESSES_MAX;
             self.renew_after = (self.renew_after * 2).min(REST_MAX);
         }
-        self.left = self.left.min(self.entries_max.saturating_sub(ENTRIES_OTHERWISE));
         if self.left == 0 || self.peer_address.is_none() {
             return;
         }
         self.heard_round = Some(round);
         let (start, stride) = order(guess, draw);
-        self.spray = Some(Spray { guess, start, stride, tried: 0, at: now });
+        self.spray = Some(Spray { guess, start, stride, tried: 0, at: now, until: now + SPAN });
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant, out: &mut Out<'_>) {
@@ -221,41 +238,18 @@ impl Punch {
             return;
         }
         let Some(address) = self.peer_address else { return };
-        self.advance_spray(address, now, out);
         match &mut self.phase {
             Phase::Resting(at) => {
                 if at.is_some_and(|at| at <= now) && self.is_opener() {
-                    self.ask(now, out.events);
+                    self.ask(now, out);
                 }
             }
             Phase::Asked { until, .. } => {
                 if *until <= now {
-                    self.fail(now, out.events);
+                    self.fail(now, out);
                 }
             }
-            Phase::Opening { next, at, guess } => {
-                if *at > now {
-                    return;
-                }
-                let burst = &self.sockets[*next..self.sockets.len().min(*next + BURST)];
-                for socket in burst {
-                    out.ping(*socket, address);
-                }
-                *next += burst.len();
-                *at = now + BURST_EVERY;
-                if *next == self.sockets.len() {
-                    let guess = *guess;
-                    out.say(self.round, guess);
-                    let span = if guess.is_ordered() { ORDERED_SPAN } else { SPAN };
-                    let few = self.sockets.len() <= FEW;
-                    self.phase = Phase::Listening {
-                        until: now + span,
-                        again: few.then_some(now + OPEN_AGAIN),
-                        say: Some(now + SAY_AGAIN),
-                        guess,
-                    };
-                }
-            }
+            Phase::Opening { .. } => self.advance_opening(address, now, out),
             Phase::Listening { until, again, say, guess } => {
                 if say.is_some_and(|at| at <= now) {
                     *say = None;
@@ -264,26 +258,76 @@ impl Punch {
                 if again.is_some_and(|at| at <= now) {
                     *again = Some(now + OPEN_AGAIN);
                     for socket in &self.sockets {
-                        out.ping(*socket, address);
+                        // The next time, if not now.
+                        let _ = out.ping(*socket, address, now);
                     }
                 }
                 if *until <= now {
-                    self.fail(now, out.events);
+                    self.fail(now, out);
                 }
             }
         }
+        // What is opened is soon done, and comes first.
+        self.advance_spray(address, now, out);
     }
 
-    fn ask(&mut self, now: Instant, events: &mut VecDeque<Event>) {
+    fn ask(&mut self, now: Instant, out: &mut Out<'_>) {
+        if let Err(until) = out.share.take_turn(now + OPENING, now) {
+            self.phase = Phase::Resting(Some(until.min(now + TURN_AGAIN)));
+            return;
+        }
+        let room = out.share.room(now);
+        if room == 0 {
+            return self.fail(now, out);
+        }
         let allocator = self.own.allocator.filter(|_| !self.any).unwrap_or(Allocator::Random);
-        let opening = predict::opening(allocator, self.entries_max);
-        events.push_back(Event::OpenSockets { count: opening.sockets, observe: opening.observe });
+        let opening = predict::opening(allocator, room);
+        let (count, observe) = (opening.sockets, opening.observe);
+        out.events.push_back(Event::OpenSockets { count, observe });
         self.phase = Phase::Asked { until: now + OPENING, allocator };
     }
 
+    fn advance_opening(&mut self, address: SocketAddr, now: Instant, out: &mut Out<'_>) {
+        let Phase::Opening { next, at, guess } = &mut self.phase else { return };
+        if *at > now {
+            return;
+        }
+        *at = now + BURST_EVERY;
+        let end = self.sockets.len().min(*next + BURST);
+        while *next < end {
+            match out.ping(self.sockets[*next], address, now) {
+                Spent::Yes { .. } => *next += 1,
+                Spent::Later(later) => {
+                    *at = later.min(now + TURN_AGAIN);
+                    return;
+                }
+                Spent::NoRoom => {
+                    out.events.extend(self.sockets.drain(*next..).map(Event::CloseSocket));
+                    break;
+                }
+            }
+        }
+        if *next < self.sockets.len() {
+            return;
+        }
+        let guess = *guess;
+        out.say(self.round, guess);
+        let span = if guess.is_ordered() { ORDERED_SPAN } else { SPAN };
+        // It has the turn: it just guessed.
+        let _ = out.share.take_turn(now + span, now);
+        let few = self.sockets.len() <= FEW;
+        self.phase = Phase::Listening {
+            until: now + span,
+            again: few.then_some(now + OPEN_AGAIN),
+            say: Some(now + SAY_AGAIN),
+            guess,
+        };
+    }
+
     /// A round found nothing: tries any port after a prediction, else rests.
-    fn fail(&mut self, now: Instant, events: &mut VecDeque<Event>) {
-        self.close(|_| false, events);
+    fn fail(&mut self, now: Instant, out: &mut Out<'_>) {
+        out.share.end_turn();
+        self.close(|_| false, out.events);
         let predicted = self.own.allocator.is_some_and(|a| a != Allocator::Random);
         if predicted && !self.any {
             self.any = true;
@@ -300,22 +344,31 @@ impl Punch {
         if spray.at > now {
             return;
         }
+        spray.at = now + BURST_EVERY;
         for _ in 0..BURST {
-            if spray.tried == spray.guess.count || self.left == 0 {
-                self.spray = None;
-                break;
+            let over = spray.tried == spray.guess.count || self.left == 0 || spray.until <= now;
+            let spent = if over {
+                Spent::NoRoom
+            } else {
+                out.ping(SocketId::DATA, SocketAddr::new(address.ip(), spray.port()), now)
+            };
+            match spent {
+                Spent::Yes { .. } => {
+                    spray.tried += 1;
+                    self.left -= 1;
+                    self.renewed_at.get_or_insert(now + self.renew_after);
+                }
+                Spent::Later(later) => {
+                    spray.at = later.min(now + TURN_AGAIN);
+                    return;
+                }
+                Spent::NoRoom => {
+                    self.spray = None;
+                    out.share.end_turn();
+                    return;
+                }
             }
-            let index = u32::from(spray.start) + u32::from(spray.stride) * u32::from(spray.tried);
-            let index = index % u32::from(spray.guess.count);
-            let port = spray.guess.port(u16::try_from(index).expect("below the count"));
-            out.ping(SocketId::DATA, SocketAddr::new(address.ip(), port));
-            spray.tried += 1;
-            self.left -= 1;
         }
-        if let Some(spray) = &mut self.spray {
-            spray.at = now + BURST_EVERY;
-        }
-        self.renewed_at.get_or_insert(now + self.renew_after);
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {

@@ -10,7 +10,7 @@ use aws_lc_rs::hmac;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use quinn::crypto::rustls::QuicServerConfig;
-use sluice_path::{Candidate, CandidateKind, GUESSES_MAX, Keepalive};
+use sluice_path::{Budget, Candidate, CandidateKind, GUESSES_MAX, Keepalive, Whereabouts};
 use sluice_proto::wire::rendezvous;
 use sluice_proto::wire::{are_first_packets, code, control};
 use sluice_proto::{FlowId, Invite, Keypair, PeerId, RelayAddr, RelayFlow, Ticket, VERSION};
@@ -22,7 +22,6 @@ use crate::knock::{Door, Knocking, NoiseKeys, ProbeSeal, RendezvousError, Timest
 use crate::leg::Leg;
 use crate::link::{self, KnockError, KnockMessage, LinkEvent, OpenedFlow, RelayLink};
 use crate::peer::{Command, Inputs, Peer, RelayedPath, Route};
-use crate::session::Guessing;
 use crate::session::{self, Session};
 use crate::socket::{DataSocket, SocketStats};
 use crate::survey::{self, NatOptions, NatState};
@@ -189,10 +188,9 @@ pub(crate) struct Inner {
     pub(crate) link_changes: watch::Sender<u64>,
     /// What is known of this node's NAT.
     pub(crate) nat: watch::Sender<NatState>,
-    /// One for each side socket that guessing may have open.
-    pub(crate) nat_entries: Arc<Semaphore>,
+    /// What the sessions' probes may cost this node's NAT.
+    pub(crate) budget: Budget,
     pub(crate) nat_options: Mutex<NatOptions>,
-    pub(crate) guessing: Mutex<Guessing>,
     pub(crate) keepalive: Mutex<Keepalive>,
     /// Locked while the router may forward a port.
     pub(crate) mapping: Arc<tokio::sync::Mutex<()>>,
@@ -271,9 +269,8 @@ impl Node {
             address_changes: watch::Sender::new(0),
             link_changes: watch::Sender::new(0),
             nat: watch::Sender::new(NatState::default()),
-            nat_entries: Arc::new(Semaphore::new(usize::from(GUESSES_MAX))),
+            budget: Budget::default(),
             nat_options: Mutex::new(NatOptions::default()),
-            guessing: Mutex::default(),
             keepalive: Mutex::default(),
             mapping: Arc::default(),
         });
@@ -315,16 +312,8 @@ impl Node {
     /// How much this node's NAT may be asked and used; the default until this is called.
     pub fn set_nat_options(&self, options: NatOptions) {
         let entries = options.entries_max.min(GUESSES_MAX);
-        let mut current = self.inner.nat_options.lock();
-        let before = usize::from(current.entries_max);
-        *current = NatOptions { entries_max: entries, ..options };
-        drop(current);
-        let wanted = usize::from(entries);
-        if wanted > before {
-            self.inner.nat_entries.add_permits(wanted - before);
-        } else {
-            self.inner.nat_entries.forget_permits(before - wanted);
-        }
+        *self.inner.nat_options.lock() = NatOptions { entries_max: entries, ..options };
+        self.inner.budget.set_entries_max(entries);
         // Whoever looks at the options looks again.
         self.inner.link_changes.send_modify(|count| *count += 1);
     }
@@ -789,8 +778,24 @@ impl Inner {
         self.candidates().into_iter().map(|candidate| candidate.address).collect()
     }
 
-    pub(crate) fn nat_entries_max(&self) -> u16 {
-        self.nat_options.lock().entries_max
+    /// Where it is, in its own eyes and those of its relays.
+    pub(crate) fn whereabouts(&self) -> Whereabouts {
+        let links = self.links();
+        let mut out = Whereabouts { public: Vec::new(), hosts: self.network.local_addrs() };
+        for link in links {
+            out.hosts.extend(self.network.local_towards(link.relay().addr));
+            out.public.extend(link.observed().map(|seen| seen.ip()));
+        }
+        out.hosts.extend(self.socket.bound().map(|bound| bound.ip()));
+        let state = self.nat.borrow();
+        let seen = state.relays.iter().filter_map(|relay| relay.observed).chain(state.mapped);
+        out.public.extend(seen.map(|seen| seen.ip()));
+        drop(state);
+        for list in [&mut out.public, &mut out.hosts] {
+            list.sort();
+            list.dedup();
+        }
+        out
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_path::{Hairpin, RelayPort};
+use sluice_path::{Hairpin, Pair, RelayPort, SocketId};
 use sluice_proto::FlowId;
 use sluice_proto::frame::{
     self, FrameKey, FrameType, HEADER_LEN, Header, OBSERVE_LEN, Observe, Observed,
@@ -50,6 +50,8 @@ impl Observer {
         self.node.tables.observers.lock().insert(question.token, self.sender.clone());
         self.tokens.push(question.token);
         let frame = leg.control_frame(FrameType::Observe, &question.encode());
+        let socket = from.map_or(SocketId::DATA, |side| side.id);
+        self.node.budget.note(Pair { socket, remote: to }, self.node.clock.now());
         match from {
             Some(side) => side.send(to, &frame, frame.len(), None),
             None => self.node.socket.send_one(to, &frame),

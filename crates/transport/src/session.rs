@@ -22,8 +22,6 @@ use crate::node::{Inner, Target};
 use crate::peer::{Command, DIRECT, DirectRoute, Inputs, Peer, RelayedPath, Route};
 use crate::{timer, tls};
 
-pub(crate) use guess::Guessing;
-
 /// Largest QUIC packet: with a frame's header it fits an Ethernet packet over IPv6.
 const MTU_MAX: u16 = 1420;
 /// Smallest, as RFC 9000 demands of every path.
@@ -148,8 +146,10 @@ impl Session {
         let (warm_sender, warm) = watch::channel(Vec::new());
         let window = if target.is_some() { RECEIVE_WINDOW } else { ACCEPT_WINDOW };
         peer.receive_window.store(window, Relaxed);
+        let mut agent = Agent::new(target.is_some(), node.random.number());
+        agent.share(&node.budget);
         let driver = Driver {
-            agent: Agent::new(target.is_some(), node.random.number()),
+            agent,
             node: node.clone(),
             connection: connection.clone(),
             peer: peer.clone(),
@@ -394,7 +394,7 @@ impl Driver {
                     }
                 }
                 // The sender lives as long as the node.
-                _ = link_changes.changed() => {}
+                _ = link_changes.changed() => self.learn_whereabouts(),
                 _ = nat.changed() => self.learn_nat(&mut nat),
                 () = self.peer.wake.notified() => {}
                 () = clock.sleep_until(wake_at) => {}
@@ -479,7 +479,10 @@ impl Driver {
             Command::Shutdown => {
                 self.connection.close(code::SHUTDOWN.into(), b"shutting down");
             }
-            Command::Moved => self.agent.handle_local_change(now),
+            Command::Moved => {
+                self.learn_whereabouts();
+                self.agent.handle_local_change(now);
+            }
             Command::Unpaid { path, unpaid } => self.agent.set_unpaid(path, unpaid, now),
             Command::NewLeg { path, leg } => {
                 let Some(relayed) = self.relays.get_mut(&path) else { return };
@@ -578,9 +581,6 @@ impl Driver {
             return;
         }
         tracing::trace!(us = self.peer.index, ?from, ?probe, "probe received");
-        if matches!(probe, Probe::Guess { .. }) && !self.may_guess() {
-            return;
-        }
         let now = self.node.clock.now();
         if matches!(from, Path::Direct(_)) {
             self.heard_directly.1 = now;

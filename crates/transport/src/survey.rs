@@ -1,6 +1,6 @@
 //! Keeps what is known of this node's NAT up to date.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -115,6 +115,7 @@ pub(crate) fn legs_up(node: &Inner) -> Vec<(Arc<Leg>, Option<SocketAddr>)> {
 }
 
 async fn survey(node: &Arc<Inner>, legs: Vec<Arc<Leg>>) {
+    let before = node.nat.borrow().clone();
     let socket = &node.socket;
     let sides = socket.sides.open(&node.network, socket, SURVEY_SOCKETS);
     let relays =
@@ -132,7 +133,7 @@ async fn survey(node: &Arc<Inner>, legs: Vec<Arc<Leg>>) {
                 observer.send_hairpin(side, &packet);
             }
         }
-        publish(node, &legs, &survey, false);
+        publish(node, &legs, &survey, &before, false);
         let Some(due) = survey.poll_timeout() else { break };
         tokio::select! {
             biased;
@@ -142,7 +143,7 @@ async fn survey(node: &Arc<Inner>, legs: Vec<Arc<Leg>>) {
             () = node.clock.sleep_until(due) => survey.handle_timeout(node.clock.now()),
         }
     }
-    publish(node, &legs, &survey, true);
+    publish(node, &legs, &survey, &before, true);
     // What relays see now may be news to sessions that stand.
     node.addresses_changed();
     for side in sides {
@@ -177,7 +178,7 @@ pub(crate) fn ask(
     observer.ask(leg, side, asked.to, &question);
 }
 
-fn publish(node: &Inner, legs: &[Arc<Leg>], survey: &Survey, complete: bool) {
+fn publish(node: &Inner, legs: &[Arc<Leg>], survey: &Survey, before: &NatState, complete: bool) {
     let relays = legs.iter().zip(survey.relays()).map(|(leg, seen)| RelayView {
         relay: leg.relay,
         observed: seen.map(|(address, _)| address),
@@ -187,9 +188,24 @@ fn publish(node: &Inner, legs: &[Arc<Leg>], survey: &Survey, complete: bool) {
     node.nat.send_if_modified(|state| {
         let NatState { mapped, timer, .. } = *state;
         let hairpins = survey.hairpins();
-        let now = NatState { nat: survey.nat(), hairpins, relays, mapped, timer, complete };
+        // A survey that has only begun knows less than the last one; nor does one of fewer relays
+        // know better, as long as they see this node where it was.
+        let stays = seen_at(&before.relays).any(|ip| seen_at(&relays).any(|seen| seen == ip));
+        let nat = match (complete, stays) {
+            (false, _) => before.nat.or(survey.nat()),
+            (true, true) => survey.nat().or(before.nat),
+            (true, false) => survey.nat(),
+        };
+        let known = !complete && seen_at(&before.relays).next().is_some();
+        let relays = if known { before.relays.clone() } else { relays };
+        let now = NatState { nat, hairpins, relays, mapped, timer, complete };
         let changed = *state != now;
         *state = now;
         changed
     });
+}
+
+/// The addresses at which relays saw this node.
+fn seen_at(views: &[RelayView]) -> impl Iterator<Item = IpAddr> {
+    views.iter().filter_map(|view| view.observed).map(|seen| seen.ip())
 }

@@ -1,7 +1,6 @@
 //! What befalls a network: drawn at random, or written down.
 
 use std::fmt;
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -160,7 +159,7 @@ fn begin(scene: &mut Scene, fault: Fault) {
         }
         Fault::AddressChanged(side) => {
             scene.renumbered += 1;
-            let outside = Ipv4Addr::new(203, 0, 113, 100 + scene.renumbered);
+            let outside = Scene::renumbered(scene.renumbered);
             net.reboot(line_of(scene, side), outside);
         }
         Fault::Rebooted(side) => {

@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use sluice_path::{
-    Agent, Candidate, Event, GUESSES_MAX, Guess, Opened, Pair, Path, Probe, Question, RelayPort,
-    SURVEY_SOCKETS, SocketId, Survey, SurveyRelay, to_tell,
+    Agent, Budget, Candidate, Event, GUESSES_MAX, Guess, Opened, Pair, Path, Probe, Question,
+    RelayPort, SURVEY_SOCKETS, SocketId, Survey, SurveyRelay, to_tell,
 };
 
 use crate::model::Nat;
@@ -52,6 +52,7 @@ struct Flying {
 
 struct Home {
     agent: Agent,
+    budget: Budget,
     nat: Nat,
     survey: Option<Survey>,
     /// Sockets that wait for a relay's word, and its token.
@@ -85,8 +86,11 @@ impl World {
         let mut side = 0;
         let homes = nats.map(|nat| {
             side += 1;
+            let (mut agent, budget) = (Agent::new(side == 1, seed ^ side), Budget::default());
+            agent.share(&budget);
             Home {
-                agent: Agent::new(side == 1, seed ^ side),
+                agent,
+                budget,
                 nat,
                 survey: None,
                 observing: None,
@@ -177,8 +181,8 @@ impl World {
         (self.homes[home].opened, self.homes[home].open.len())
     }
 
-    pub(crate) fn set_nat_entries_max(&mut self, entries: u16) {
-        self.homes.iter_mut().for_each(|h| h.agent.set_nat_entries_max(entries));
+    pub(crate) fn set_nat_entries_max(&self, entries: u16) {
+        self.homes.iter().for_each(|h| h.budget.set_entries_max(entries));
     }
 
     /// Nothing reaches this home's sockets any more, but for what its relay brings.

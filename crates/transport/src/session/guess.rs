@@ -1,10 +1,10 @@
 //! The sockets that a session opens for its NAT's port to be guessed.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sluice_path::{Opened, SocketId};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 
 use super::Driver;
 use crate::node::Inner;
@@ -17,18 +17,11 @@ use crate::survey::NatState;
 const SEE_AGAIN: Duration = Duration::from_millis(250);
 /// .. so often in all.
 const SEE_TRIES: u32 = 4;
-/// One session of a node guesses at a time, for this long: its NAT has only so many entries.
-const GUESSING: Duration = Duration::from_secs(5);
-
-/// Which session guesses, by its number, and until when.
-#[derive(Debug, Default)]
-pub(crate) struct Guessing(Option<(u64, Instant)>);
-
 /// The side sockets of one session. Dropping it closes them.
 #[derive(Debug)]
 pub(super) struct OwnSides {
     node: Arc<Inner>,
-    open: Vec<(SocketId, OwnedSemaphorePermit)>,
+    open: Vec<SocketId>,
 }
 
 impl OwnSides {
@@ -36,30 +29,23 @@ impl OwnSides {
         Self { node, open: Vec::new() }
     }
 
-    /// Opens as many as the node's bound on NAT entries leaves room for.
+    /// Opens as many as the system allows.
     fn open(&mut self, count: u16) -> Vec<Arc<SideSocket>> {
-        let mut permits = Vec::new();
-        for _ in 0..count {
-            match self.node.nat_entries.clone().try_acquire_owned() {
-                Ok(permit) => permits.push(permit),
-                Err(_) => break,
-            }
-        }
         let socket = &self.node.socket;
-        let sides = socket.sides.open(&self.node.network, socket, permits.len());
-        self.open.extend(sides.iter().map(|side| side.id).zip(permits));
+        let sides = socket.sides.open(&self.node.network, socket, count.into());
+        self.open.extend(sides.iter().map(|side| side.id));
         sides
     }
 
     pub(super) fn close(&mut self, socket: SocketId) {
-        self.open.retain(|(id, _)| *id != socket);
+        self.open.retain(|id| *id != socket);
         self.node.socket.sides.close(socket);
     }
 }
 
 impl Drop for OwnSides {
     fn drop(&mut self) {
-        for (socket, _) in &self.open {
+        for socket in &self.open {
             self.node.socket.sides.close(*socket);
         }
     }
@@ -69,21 +55,15 @@ impl Driver {
     pub(super) fn learn_nat(&mut self, nat: &mut watch::Receiver<NatState>) {
         let state = nat.borrow_and_update().clone();
         let now = self.node.clock.now();
-        self.agent.set_nat_entries_max(self.node.nat_entries_max());
         self.agent.set_keepalive(state.timer.keepalive(), now);
         self.agent.set_nat(state.nat, now);
+        self.learn_whereabouts();
     }
 
-    /// Whether this session may guess now, so that no other one does at the same time.
-    pub(super) fn may_guess(&self) -> bool {
+    /// Tells the agent where this node is.
+    pub(super) fn learn_whereabouts(&mut self) {
         let now = self.node.clock.now();
-        let mut guessing = self.node.guessing.lock();
-        let us = self.peer.index;
-        let free = guessing.0.is_none_or(|(who, until)| who == us || until <= now);
-        if free {
-            guessing.0 = Some((us, now + GUESSING));
-        }
-        free
+        self.agent.set_whereabouts(self.node.whereabouts(), now);
     }
 
     pub(super) fn open_sockets(&mut self, count: u16, observe: bool) {
