@@ -174,6 +174,13 @@ pub fn are_first_packets(packets: &[Bytes]) -> bool {
 /// The inverse of [`encode_addr`]; `None` for any other length or port 0.
 #[must_use]
 pub fn decode_addr(bytes: &[u8]) -> Option<std::net::SocketAddr> {
+    decode_seen(bytes).filter(|addr| addr.port() != 0)
+}
+
+/// The same of a client as a relay sees it: port 0 is that of one over TCP, which tells where the
+/// client is but not where UDP would reach it.
+#[must_use]
+pub fn decode_seen(bytes: &[u8]) -> Option<std::net::SocketAddr> {
     let (ip, port) = bytes.split_at_checked(bytes.len().checked_sub(2)?)?;
     let port = u16::from_be_bytes(port.try_into().ok()?);
     let ip: std::net::IpAddr = match ip.len() {
@@ -181,5 +188,5 @@ pub fn decode_addr(bytes: &[u8]) -> Option<std::net::SocketAddr> {
         16 => <[u8; 16]>::try_from(ip).ok()?.into(),
         _ => return None,
     };
-    (port != 0).then(|| std::net::SocketAddr::new(ip.to_canonical(), port))
+    Some(std::net::SocketAddr::new(ip.to_canonical(), port))
 }

@@ -321,6 +321,8 @@ pub struct Agent {
     share: Share,
     strangers: Strangers,
     whereabouts: Whereabouts,
+    /// Where a relay sees the other node.
+    peer_ip: Option<IpAddr>,
     /// When to say next what our NAT does, and how often still.
     tell_nat_at: Option<(Instant, u32)>,
     trial: Option<Trial>,
@@ -349,6 +351,7 @@ impl Agent {
             share: Budget::default().share(),
             strangers: Strangers::default(),
             whereabouts: Whereabouts::default(),
+            peer_ip: None,
             tell_nat_at: None,
             trial: None,
             transmits: VecDeque::new(),
@@ -470,8 +473,9 @@ impl Agent {
     }
 
     /// How a relay of this node's own choosing sees the other node: the only address at which
-    /// ports are guessed.
+    /// ports are guessed. Port 0: the relay does not know where UDP would reach it.
     pub fn set_peer_address(&mut self, address: SocketAddr, now: Instant) {
+        self.peer_ip = Some(address.ip());
         if usable(&address) {
             self.punch.peer_address = Some(address);
             self.add_pair(Pair::data(address), now);
@@ -979,7 +983,7 @@ impl Agent {
         if !self.whereabouts.is_near(ip) {
             return true;
         }
-        let Some(peer) = self.punch.peer_address.map(|address| address.ip()) else { return false };
+        let Some(peer) = self.peer_ip else { return false };
         self.whereabouts.is_shared(peer) || peer == ip && self.whereabouts.is_private()
     }
 

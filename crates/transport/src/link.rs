@@ -3,7 +3,7 @@
 mod beat;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -162,6 +162,8 @@ pub(crate) struct Shared {
     pub(crate) state: watch::Sender<LinkState>,
     commands: mpsc::Sender<LinkCommand>,
     pub(crate) observed: Mutex<Option<SocketAddr>>,
+    /// The same over whatever leads to it, without a port.
+    pub(crate) seen_at: Mutex<Option<IpAddr>>,
     connection: Mutex<Option<quinn::Connection>>,
     pub(crate) budget: Arc<RelayBudget>,
     /// Told when a session hears nothing through the relay.
@@ -309,6 +311,7 @@ pub(crate) fn start(
         state,
         commands,
         observed: Mutex::default(),
+        seen_at: Mutex::default(),
         connection: Mutex::default(),
         budget: RelayBudget::new(u64::MAX),
         doubt: Arc::default(),
@@ -557,6 +560,7 @@ impl Task {
         }
         if let Some(shared) = self.link.upgrade() {
             *shared.observed.lock() = observed;
+            *shared.seen_at.lock() = wire::decode_seen(&welcome.observed).map(|seen| seen.ip());
             *shared.connection.lock() = Some(connection.clone());
             let over_tcp = self.slot.lock().is_some();
             if shared.over_tcp.send_replace(over_tcp) != over_tcp {
@@ -635,6 +639,7 @@ impl Task {
         if let Some(observed) = answer.and_then(|answer| answer.observed)
             && shared.observed.lock().replace(observed) != Some(observed)
         {
+            *shared.seen_at.lock() = Some(observed.ip());
             self.node.addresses_changed();
         }
         let forwards = up.beat.forwards();
@@ -718,7 +723,7 @@ impl Task {
             Kind::PeerAddress(m) => {
                 let entry =
                     self.node.tables.flows.read().get(&(self.relay.addr, FlowId(m.flow))).cloned();
-                if let (Some(entry), Some(address)) = (entry, wire::decode_addr(&m.address)) {
+                if let (Some(entry), Some(address)) = (entry, wire::decode_seen(&m.address)) {
                     entry.peer.command(Command::PeerAddress(address));
                 }
             }

@@ -784,7 +784,7 @@ impl Inner {
         let mut out = Whereabouts { public: Vec::new(), hosts: self.network.local_addrs() };
         for link in links {
             out.hosts.extend(self.network.local_towards(link.relay().addr));
-            out.public.extend(link.observed().map(|seen| seen.ip()));
+            out.public.extend(*link.0.seen_at.lock());
         }
         out.hosts.extend(self.socket.bound().map(|bound| bound.ip()));
         let state = self.nat.borrow();

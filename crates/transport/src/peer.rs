@@ -98,7 +98,7 @@ pub(crate) enum Command {
     Relays(Vec<RelayAddr>),
     /// Where else the other node may be.
     Candidates(Vec<SocketAddr>),
-    /// How a relay of our choosing sees the other node.
+    /// How a relay of our choosing sees the other node; over TCP without a port.
     PeerAddress(SocketAddr),
     /// Sockets that were opened for guessing; a relay saw the first of them.
     SocketsOpened(Vec<Opened>),

@@ -371,6 +371,7 @@ const fn demanding(sent: &FrameStats) -> u64 {
 impl Driver {
     async fn run(mut self, mut inputs: Inputs, relayed: RelayedPath) {
         let mut link_changes = self.node.link_changes.subscribe();
+        let mut address_changes = self.node.address_changes.subscribe();
         let mut nat = self.node.nat.subscribe();
         self.learn_nat(&mut nat);
         let relays = self.target.iter_mut().flat_map(|t| std::mem::take(&mut t.relays));
@@ -395,6 +396,7 @@ impl Driver {
                 }
                 // The sender lives as long as the node.
                 _ = link_changes.changed() => self.learn_whereabouts(),
+                _ = address_changes.changed() => self.learn_whereabouts(),
                 _ = nat.changed() => self.learn_nat(&mut nat),
                 () = self.peer.wake.notified() => {}
                 () = clock.sleep_until(wake_at) => {}

@@ -72,7 +72,7 @@ pub struct Welcome {
     /// how the relay sees the client: 4 or 16 bytes of address, 2 of port;
     #[prost(bytes = "bytes", tag = "4")]
     pub observed: ::prost::bytes::Bytes,
-    /// empty over TCP
+    /// over TCP the port is 0
     ///
     /// flow number of keepalive frames
     #[prost(fixed32, tag = "5")]
@@ -204,7 +204,7 @@ pub struct PermitAddress {
 pub struct PeerAddress {
     #[prost(fixed32, tag = "1")]
     pub flow: u32,
-    /// 4 or 16 bytes of address, 2 of port
+    /// 4 or 16 bytes of address, 2 of port; over TCP the port is 0
     #[prost(bytes = "bytes", tag = "2")]
     pub address: ::prost::bytes::Bytes,
 }

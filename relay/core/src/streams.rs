@@ -9,6 +9,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
+use bytes::Bytes;
+use sluice_proto::wire::encode_addr;
+
 use crate::leg::ReturnAddress;
 use crate::limits::{FedClock, Limits, PacePerPrefix, Prefix};
 
@@ -60,6 +63,12 @@ impl ReturnAddress {
     #[must_use]
     pub fn stream(&self) -> Option<StreamId> {
         self.local.and_then(StreamId::of)
+    }
+
+    /// The client's address, as messages tell it. A stream's port says nothing of UDP: it is 0.
+    pub(crate) fn seen(&self) -> Bytes {
+        let port = if self.stream().is_some() { 0 } else { self.remote.port() };
+        encode_addr(SocketAddr::new(self.remote.ip(), port))
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use client::{Client, PATIENCE, SILENCE, some_keypair, until};
 use fast::Fast;
 use sluice_proto::frame::FrameType;
+use sluice_proto::wire;
 use sluice_proto::{ALPN_RELAY, ALPN_STREAM};
 use sluice_relay::{Dropped, Relay, RelayConfig, RelayError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
@@ -54,7 +55,10 @@ async fn frames_cross_between_a_client_on_tcp_and_one_on_udp_untouched_and_count
             (Client::settled(&relay).await, over_tcp(&relay, &tunnel).await)
         };
         let on_tcp = if holder_on_tcp { &holder } else { &tenant };
-        assert!(on_tcp.welcome.observed.is_empty(), "TCP says nothing of UDP addresses");
+        let observed = &on_tcp.welcome.observed;
+        assert_eq!(wire::decode_addr(observed), None, "TCP says nothing of UDP addresses");
+        let seen = wire::decode_seen(observed).expect("it says where the client is");
+        assert!(seen.ip().is_loopback());
         holder.reserve().await;
         let (at_tenant, at_holder) = tenant.open_flow(&mut holder).await;
         for size in [8_usize, 100, 1200, 1439 - 19] {

@@ -7,7 +7,7 @@ use sluice_proto::wire::control::{
     self, CloseFlow, FlowOpened, FlowRefused, PeerAddress, RendezvousAnswer, RendezvousIn,
     control::Kind,
 };
-use sluice_proto::wire::{SEALED_MAX, are_first_packets, code, encode_addr};
+use sluice_proto::wire::{SEALED_MAX, are_first_packets, code};
 use sluice_proto::{FlowId, PeerId};
 
 use super::{
@@ -239,11 +239,7 @@ impl Admission {
             return;
         }
         for (to, end, seen) in [(peer, own, other), (other_peer, other, own)] {
-            let at = seen.leg.at();
-            if at.stream().is_some() {
-                continue;
-            }
-            let address = encode_addr(at.remote);
+            let address = seen.leg.at().seen();
             let message = PeerAddress { flow: end.number.0, address };
             self.send_to(&to, Kind::PeerAddress(message));
         }

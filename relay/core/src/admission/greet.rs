@@ -4,10 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use sluice_proto::frame::FrameKey;
 use sluice_proto::wire::control::{Hello, Welcome, control::Kind};
-use sluice_proto::wire::{FEATURE_FIRST, code, encode_addr};
+use sluice_proto::wire::{FEATURE_FIRST, code};
 use sluice_proto::{PeerId, VERSION};
 
 use super::{
@@ -134,8 +133,7 @@ impl Admission {
                 version: VERSION,
                 features: Vec::new(),
                 leg: leg.0,
-                // Over a stream it says nothing of UDP.
-                observed: if at.stream().is_none() { encode_addr(at.remote) } else { Bytes::new() },
+                observed: at.seen(),
                 own_flow: own_flow.0,
                 keepalive_s,
                 alternate_port: self.alternate_port.into(),
