@@ -75,16 +75,19 @@ pub enum Loss {
     LineDown,
     /// The provider's process is killed and started again.
     NodeKilled,
+    /// The relay in use drops data, but answers keepalives.
+    RelayDropsData,
 }
 
 impl Loss {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::RelayKilled,
         Self::RelaySilent,
         Self::RelayDeaf,
         Self::RelayMute,
         Self::RelayHalfDead,
+        Self::RelayDropsData,
         Self::Stalls,
         Self::DirectLost,
         Self::DirectFlaps,
@@ -103,6 +106,7 @@ impl Loss {
             Self::RelayDeaf => "relay-deaf",
             Self::RelayMute => "relay-mute",
             Self::RelayHalfDead => "relay-half-dead",
+            Self::RelayDropsData => "relay-drops-data",
             Self::Stalls => "stalls",
             Self::DirectLost => "direct-lost",
             Self::DirectFlaps => "direct-flaps",
@@ -113,6 +117,11 @@ impl Loss {
             Self::LineDown => "line-down",
             Self::NodeKilled => "node-killed",
         }
+    }
+
+    /// Whether the provider is to name the relay no more.
+    const fn is_to_be_withdrawn(self) -> bool {
+        matches!(self, Self::RelayHalfDead | Self::RelayDropsData)
     }
 
     const fn is_direct(self) -> bool {
@@ -216,7 +225,7 @@ impl Stage {
             Loss::Stalls => STALLS,
             Loss::DirectFlaps => FLAPPING,
             Loss::DirectLost => CUT + AFTER,
-            Loss::RelayHalfDead => WITHDRAWN + STEADY,
+            Loss::RelayHalfDead | Loss::RelayDropsData => WITHDRAWN + STEADY,
             Loss::RelayKilled
             | Loss::RelaySilent
             | Loss::RelayDeaf
@@ -232,7 +241,8 @@ impl Stage {
         let until = clock.now() + steady + span;
         let seed = self.rng.number();
         let (send, _) = self.theirs.connection().open_bi().await?;
-        let is_quiet = matches!(loss, Loss::Stalls | Loss::DirectFlaps | Loss::RelayHalfDead);
+        let is_quiet =
+            matches!(loss, Loss::Stalls | Loss::DirectFlaps) || loss.is_to_be_withdrawn();
         let writer = tokio::spawn({
             let clock = clock.clone();
             async move {
@@ -290,7 +300,7 @@ impl Stage {
 
     /// Brings the loss about, and waits for what is to be seen of it besides the gap.
     async fn lose(&mut self, loss: Loss, span: Duration) -> Result<Outcome> {
-        use Taken::{Everything, Frames, Nothing};
+        use Taken::{Data, Everything, Frames, Nothing};
         let net = self.scene.net.clone();
         let relay = self.relay_in_use();
         let relay_place = self.scene.relays[relay].place;
@@ -303,6 +313,10 @@ impl Stage {
             Loss::RelayMute => net.take(relay_place, Everything, Nothing),
             Loss::RelayHalfDead => {
                 net.take(relay_place, Frames, Frames);
+                outcome.withdrawn = self.until_withdrawn(relay).await;
+            }
+            Loss::RelayDropsData => {
+                net.take(relay_place, Data, Data);
                 outcome.withdrawn = self.until_withdrawn(relay).await;
             }
             Loss::Stalls => self.stall(relay, span).await,
@@ -439,7 +453,7 @@ impl Report {
         if case.loss == Loss::DirectLost {
             row.never_direct += usize::from(outcome.direct_again.is_none());
         }
-        if case.loss == Loss::RelayHalfDead {
+        if case.loss.is_to_be_withdrawn() {
             row.never_withdrawn += usize::from(outcome.withdrawn.is_none());
         }
     }
@@ -497,7 +511,11 @@ impl Row {
                 gap(99.0, Target::AtMost(2000.0));
             }
             Loss::RelayMtu | Loss::LineDown => gap(99.0, Target::None),
-            Loss::RelayHalfDead | Loss::Stalls | Loss::DirectFlaps | Loss::NodeKilled => {}
+            Loss::RelayHalfDead
+            | Loss::RelayDropsData
+            | Loss::Stalls
+            | Loss::DirectFlaps
+            | Loss::NodeKilled => {}
         }
         let mut figure = |name: &str, value: f64, unit, target| {
             out.push(Figure::new(format!("{}: {name}", loss.name()), value, unit, target));
@@ -511,7 +529,7 @@ impl Row {
                 };
                 figure("direct again, worst", worst, "ms", Target::AtMost(5000.0));
             }
-            Loss::RelayHalfDead => {
+            Loss::RelayHalfDead | Loss::RelayDropsData => {
                 let worst = if self.never_withdrawn > 0 {
                     f64::INFINITY
                 } else {

@@ -64,6 +64,8 @@ pub const FIRST_PACKETS_MAX: usize = 2;
 pub const FIRST_PACKET_MAX: usize = 1420;
 /// What a client that takes a session's first packets out of a rendezvous message says in its hello.
 pub const FEATURE_FIRST: &str = "first";
+/// What a relay that gives a holder a flow to itself says in its welcome.
+pub const FEATURE_LOOPBACK: &str = "loopback";
 /// Most candidate addresses that are read from one message; more are ignored.
 pub const CANDIDATES_MAX: usize = 16;
 /// Longest text for a person that is taken from a peer; more is cut.

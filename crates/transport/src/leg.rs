@@ -1,7 +1,7 @@
 //! Our side of one control connection to a relay: frame keys, counters, counts.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -30,6 +30,9 @@ pub(crate) struct Leg {
     udp_challenge: Mutex<Option<Bytes>>,
     udp_works: Notify,
     answered: Mutex<Option<Answer>>,
+    /// Number of the node's flow to itself; 0: none.
+    loopback: AtomicU32,
+    looped: Mutex<Option<Instant>>,
 }
 
 /// The newest answer to a keepalive.
@@ -61,7 +64,33 @@ impl Leg {
             udp_challenge: Mutex::default(),
             udp_works: Notify::new(),
             answered: Mutex::default(),
+            loopback: AtomicU32::new(0),
+            looped: Mutex::default(),
         }
+    }
+
+    /// The relay gave the node a flow to itself.
+    pub(crate) fn set_loopback(&self, flow: FlowId) {
+        self.loopback.store(flow.0, Relaxed);
+    }
+
+    /// Whether frames of this number are the node's own, come back.
+    pub(crate) fn is_loopback(&self, flow: FlowId) -> bool {
+        self.loopback.load(Relaxed) == flow.0 && flow.0 != 0
+    }
+
+    /// Takes a frame that came back. False: it did not.
+    pub(crate) fn take_looped(&self, bytes: &[u8], header: Header, at: Instant) -> bool {
+        let admitted = self.admit(bytes, header);
+        if admitted {
+            *self.looped.lock() = Some(at);
+        }
+        admitted
+    }
+
+    /// When a frame came back last.
+    pub(crate) fn looped(&self) -> Option<Instant> {
+        *self.looped.lock()
     }
 
     /// Takes the payload of an answer to a keepalive.

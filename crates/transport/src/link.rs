@@ -1,6 +1,7 @@
 //! The control connection to one relay, kept up.
 
 mod beat;
+mod loopback;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -25,6 +26,7 @@ use crate::stream::{Carriage, Keeper, Slot};
 use crate::tables::{FlowEntry, to_quinn};
 use crate::tls;
 use beat::Beat;
+use loopback::Loopback;
 
 /// A relay that does not finish its handshake and its welcome by then is not there.
 const SETUP: Duration = Duration::from_secs(5);
@@ -398,6 +400,8 @@ struct Up {
     /// The owner decides on an offer.
     agreeing: Option<oneshot::Receiver<Agreement>>,
     beat: Beat,
+    /// For those who reserve, if the relay offers it.
+    loopback: Option<Loopback>,
 }
 
 type Agreement = Result<pay::Accept, pay::Refusal>;
@@ -572,7 +576,10 @@ impl Task {
         self.emit(LinkEvent::Up { connection: connection.clone(), observed }).await;
         let forwards = self.link.upgrade().is_none_or(|link| link.forwards.load(Relaxed));
         let beat = Beat::new(forwards, self.node.clock.now());
-        Up { connection, send, reader, leg, agreeing: None, beat }
+        let offered = welcome.features.iter().any(|f| f == wire::FEATURE_LOOPBACK);
+        let loopback = (offered && self.events.is_some())
+            .then(|| Loopback::new(forwards, self.node.clock.now()));
+        Up { connection, send, reader, leg, agreeing: None, beat, loopback }
     }
 
     async fn serve(&mut self, mut up: Up) -> String {
@@ -585,7 +592,8 @@ impl Task {
         let mut keeping = std::pin::pin!(keeper.run());
         loop {
             self.beat(&mut up).await;
-            let beat_at = up.beat.due();
+            let loopback_at = up.loopback.as_ref().and_then(Loopback::due);
+            let beat_at = up.beat.due().min(loopback_at.unwrap_or_else(|| up.beat.due()));
             let clock = self.node.clock.clone();
             let result = tokio::select! {
                 biased;
@@ -635,6 +643,11 @@ impl Task {
             let frame = up.leg.control_frame(FrameType::Keepalive, &[0; KEEPALIVE_LEN]);
             self.node.socket.send_one(up.leg.relay, &frame);
         }
+        if let Some(loopback) = &mut up.loopback
+            && let Some(frame) = loopback.handle(&up.leg, now)
+        {
+            self.node.socket.send_one(up.leg.relay, &frame);
+        }
         let Some(shared) = self.link.upgrade() else { return };
         if let Some(observed) = answer.and_then(|answer| answer.observed)
             && shared.observed.lock().replace(observed) != Some(observed)
@@ -642,7 +655,8 @@ impl Task {
             *shared.seen_at.lock() = Some(observed.ip());
             self.node.addresses_changed();
         }
-        let forwards = up.beat.forwards();
+        let loops = up.loopback.as_ref().is_none_or(Loopback::forwards);
+        let forwards = up.beat.forwards() && loops;
         if shared.forwards.swap(forwards, Relaxed) != forwards {
             tracing::info!(relay = %self.relay, forwards, "the relay's forwarding changed");
             self.node.link_changed();
@@ -683,6 +697,16 @@ impl Task {
         let message = message.map_err(|e| e.to_string())?.ok_or("the relay closed the stream")?;
         let Some(kind) = message.kind else { return Ok(()) };
         match kind {
+            Kind::FlowOpened(m) if up.loopback.as_ref().is_some_and(|l| l.awaits(m.request)) => {
+                up.leg.set_loopback(FlowId(m.flow));
+                if let Some(loopback) = &mut up.loopback {
+                    loopback.opened(FlowId(m.flow));
+                }
+            }
+            // What is not given is no reason to leave the relay.
+            Kind::FlowRefused(m) if up.loopback.as_ref().is_some_and(|l| l.awaits(m.request)) => {
+                up.loopback = None;
+            }
             Kind::FlowOpened(m) => {
                 if let Some(reply) = self.opening.remove(&m.request) {
                     let flow = FlowId(m.flow);
@@ -743,6 +767,7 @@ impl Task {
                 if let Some(shared) = self.link.upgrade() {
                     shared.state.send_replace(LinkState::Reserved(self.generation));
                 }
+                self.ask_loopback(up).await?;
                 self.emit(LinkEvent::Reserved(m.expires_unix_s)).await;
                 for (flow, entry) in std::mem::take(&mut self.kept) {
                     let key = (self.relay.addr, flow);
@@ -768,6 +793,17 @@ impl Task {
             | Kind::Grant(_) => return Err("the relay sent a message out of order".to_owned()),
         }
         Ok(())
+    }
+
+    /// Asks for a flow to this node itself.
+    async fn ask_loopback(&mut self, up: &mut Up) -> Result<(), String> {
+        let Some(loopback) = &mut up.loopback else { return Ok(()) };
+        self.next_request = self.next_request.wrapping_add(1);
+        loopback.asked(self.next_request);
+        let to = self.node.id.to_bytes().into();
+        let request = self.next_request;
+        let message = control::Rendezvous { request, to, ..Default::default() };
+        self.write(up, Kind::Rendezvous(message)).await
     }
 
     /// The owner may take long, for it may have to open a channel: all else goes on meanwhile.

@@ -3,12 +3,18 @@
 #[path = "support/lab.rs"]
 mod lab;
 
+use std::time::Duration;
+
 use lab::{
     Fast, Party, Toward, Wire, noise, relay_addr, session_by, soon, start_relay, until, warm, works,
 };
 use sluice_proto::RelayAddr;
+use sluice_proto::frame::FrameType;
 use sluice_relay::Relay;
 use sluice_transport::{Clock, PathInfo, PathReason, Session};
+
+/// First byte of a data frame.
+const DATA: u8 = FrameType::Data as u8;
 
 /// Two relays, each behind a wire towards the provider and one towards the tenant.
 struct Pair {
@@ -221,6 +227,57 @@ async fn a_relay_that_stopped_forwarding_is_found_out_though_it_still_answers() 
     assert!(provider.link.is_up(), "its control connection stands");
     wire.mend();
     until("it works again", || provider.link.forwards()).await;
+}
+
+/// Drops data frames both ways; keepalive frames and the control connection live.
+fn drop_data(wire: &Wire) {
+    wire.meddle(Box::new(|_, bytes| match bytes[0] {
+        DATA => Vec::new(),
+        _ => vec![bytes.to_vec()],
+    }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_drops_data_is_found_out_though_it_answers_keepalives() {
+    let relay = start_relay().await;
+    let wire = Wire::to(relay_addr(&relay)).await;
+    let provider = Party::provider_by(wire.addr, Fast::clock()).await;
+    assert!(provider.link.forwards());
+    drop_data(&wire);
+    until("it is noticed", || !provider.link.forwards()).await;
+    assert!(provider.link.is_up(), "its control connection stands");
+    // A new control connection is no reason to trust it again before a frame came back.
+    let before = provider.link.state().borrow().generation();
+    wire.cut();
+    until("it is down", || !provider.link.is_up()).await;
+    drop_data(&wire);
+    until("it is up", || provider.link.is_up()).await;
+    provider.reserved().await;
+    assert_ne!(provider.link.state().borrow().generation(), before);
+    provider.node.clock().sleep(Duration::from_secs(60)).await;
+    assert!(!provider.link.forwards());
+    wire.mend();
+    until("it works again", || provider.link.forwards()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_that_drops_frames_talks_no_provider_out_of_its_relay() {
+    let relay = start_relay().await;
+    let wire = Wire::to(relay_addr(&relay)).await;
+    let provider = Party::provider_by(relay_addr(&relay), Fast::clock()).await;
+    let tenant = Party::tenant(wire.addr).await;
+    let (ours, theirs) = session_by(&tenant, &provider, vec![wire.addr]).await;
+    works(&ours, &theirs).await;
+    drop_data(&wire);
+    // Half a minute is what a relay that drops data takes to be found out.
+    for _ in 0..12 {
+        provider.node.clock().sleep(Duration::from_secs(5)).await;
+        assert!(provider.link.forwards());
+    }
+    // The control: it is as good as ever.
+    let tenant = Party::tenant(relay_addr(&relay)).await;
+    let (ours, theirs) = session_by(&tenant, &provider, vec![relay_addr(&relay)]).await;
+    works(&ours, &theirs).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

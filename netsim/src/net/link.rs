@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use sluice_proto::frame::FrameType;
+
 use super::Packet;
 use super::queue::{Queue, Queueing};
 use crate::rng::Rng;
@@ -56,6 +58,8 @@ pub enum Taken {
     Everything,
     /// Relay frames; QUIC passes, so that control connections go on.
     Frames,
+    /// Data frames; those that the relay's forwarder itself answers pass.
+    Data,
 }
 
 /// One direction of a link, as it runs.
@@ -96,6 +100,7 @@ impl Link {
             Taken::Nothing => false,
             Taken::Everything => true,
             Taken::Frames => frame,
+            Taken::Data => packet.bytes.first() == Some(&(FrameType::Data as u8)),
         };
         if taken || self.spec.mtu.is_some_and(|mtu| Self::wire_len(packet) > mtu) {
             return false;

@@ -102,7 +102,8 @@ pub struct Reserved {
     #[prost(uint64, tag = "1")]
     pub expires_unix_s: u64,
 }
-/// Tenant to relay: open a provisional flow to `to` and hand it `sealed`.
+/// Tenant to relay: open a provisional flow to `to` and hand it `sealed`. From a holder with its own
+/// PeerId, if the relay has the feature "loopback": open a flow on which its frames come back to it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Rendezvous {
     #[prost(uint32, tag = "1")]

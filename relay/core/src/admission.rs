@@ -127,6 +127,8 @@ struct Client {
     takes_first: bool,
     /// Flows of this client by its own numbers, as tenant and as holder.
     flows: BTreeSet<FlowId>,
+    /// Its flow to itself; no other map knows it.
+    loopback: Option<FlowId>,
     opening_pace: Pace,
 }
 

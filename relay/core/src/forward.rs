@@ -12,6 +12,7 @@ use crate::drops::{Dropped, Drops};
 use crate::flow::{Flow, Side, packet_counted_as_sent};
 use crate::leg::{CHALLENGE_LEN, FRAME_MAX, GROUP_MAX, KEEPALIVE_LEN, Leg, ReturnAddress};
 use crate::limits::FedClock;
+use crate::loopback::Loopback;
 use crate::table::{Entry, Table};
 
 /// Most bytes of one outgoing batch: what one UDP send may carry, with room for headers.
@@ -195,8 +196,12 @@ impl Forwarder {
         out: &mut impl FnMut(Output<'_>),
     ) {
         let count = u64::try_from(group.len().div_ceil(stride)).expect("at most 64");
-        let Some(Entry::Flow(flow, side)) = self.table.find(flow) else {
-            return self.drops.add(Dropped::NoFlow, count);
+        let (flow, side) = match self.table.find(flow) {
+            Some(Entry::Flow(flow, side)) => (flow, side),
+            Some(Entry::Loopback(loopback)) => {
+                return self.loop_back(&loopback, now_ms, from, group, stride, out);
+            }
+            Some(Entry::Own(_)) | None => return self.drops.add(Dropped::NoFlow, count),
         };
         let leg = &flow.end(side).leg;
         let verified = leg.verify(group, stride, from, now_ms, &self.drops);
@@ -215,6 +220,42 @@ impl Forwarder {
             return self.drops.add(Dropped::Exhausted, u64::from(mask.count_ones()));
         };
         flow.end(side).forwarded.fetch_add(bytes_of(mask, group.len(), stride), Ordering::Relaxed);
+        emit_runs(mask, group, stride, |bytes| {
+            out(Output::Frames { to, bytes, segment: stride.min(bytes.len()) });
+        });
+    }
+
+    /// Data frames of a holder's flow to itself: they go back to where its leg is answered.
+    fn loop_back(
+        &self,
+        loopback: &Loopback,
+        now_ms: u64,
+        from: ReturnAddress,
+        group: &mut [u8],
+        stride: usize,
+        out: &mut impl FnMut(Output<'_>),
+    ) {
+        let leg = &loopback.leg;
+        let verified = leg.verify(group, stride, from, now_ms, &self.drops);
+        if verified.accepted == 0 {
+            return;
+        }
+        if !verified.from_home {
+            self.challenge(leg, from, now_ms, out);
+        }
+        let mut mask = 0;
+        for (i, frame) in group.chunks(stride).enumerate() {
+            let bit = 1 << i;
+            if verified.accepted & bit != 0 && loopback.allows(frame.len()) {
+                mask |= bit;
+            }
+        }
+        if mask != verified.accepted {
+            self.drops.add(Dropped::Rate, u64::from((verified.accepted & !mask).count_ones()));
+        }
+        let Some(to) = leg.seal_group(group, stride, mask, loopback.number) else {
+            return self.drops.add(Dropped::Exhausted, u64::from(mask.count_ones()));
+        };
         emit_runs(mask, group, stride, |bytes| {
             out(Output::Frames { to, bytes, segment: stride.min(bytes.len()) });
         });

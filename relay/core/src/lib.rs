@@ -27,6 +27,7 @@ mod flow;
 mod forward;
 mod leg;
 mod limits;
+mod loopback;
 mod streams;
 mod table;
 

@@ -8,6 +8,7 @@ use sluice_proto::FlowId;
 
 use crate::flow::{Flow, Side};
 use crate::leg::Leg;
+use crate::loopback::Loopback;
 
 /// What a flow number stands for.
 #[derive(Debug, Clone)]
@@ -16,6 +17,8 @@ pub(crate) enum Entry {
     Own(Arc<Leg>),
     /// One end of a flow.
     Flow(Arc<Flow>, Side),
+    /// A holder's flow to itself.
+    Loopback(Arc<Loopback>),
 }
 
 /// Locks of the table: enough that threads seldom meet.

@@ -275,6 +275,9 @@ impl Sorter {
     ) -> bool {
         let leg = socket.tables.legs.read().get(&relay).cloned().flatten();
         let Some(leg) = leg else { return false };
+        if leg.is_loopback(header.flow) {
+            return leg.take_looped(bytes, header, socket.now());
+        }
         if !leg.admit_unseen(bytes) {
             return false;
         }

@@ -18,6 +18,7 @@ use crate::account::Account;
 use crate::flow::{End, Flow, Grant, Side};
 use crate::leg::Leg;
 use crate::limits::Prefix;
+use crate::loopback::Loopback;
 use crate::table::Entry;
 
 /// Why a flow is not opened.
@@ -62,7 +63,10 @@ impl Admission {
         let holder = PeerId::from_bytes(&message.to)
             .map_err(|_| Refused(code::PROTOCOL, "`to` is not a peer id"))?;
         self.check_opening(leg, &tenant)?;
-        let target = self.target(&tenant, &holder)?;
+        if tenant == holder {
+            return self.open_loopback(leg, tenant, message.request);
+        }
+        let target = self.target(&holder)?;
         self.check_bounds(&tenant, &holder)?;
         let grant = self.grant_of(&holder, &tenant)?;
         let flow = self.insert_flow(tenant, holder, &target, grant);
@@ -85,6 +89,29 @@ impl Admission {
         Ok(())
     }
 
+    /// Gives a holder a flow to itself, in the place of the one that it had.
+    fn open_loopback(&mut self, leg: LegId, peer: PeerId, request: u32) -> Result<(), Refused> {
+        let none = Refused(code::NO_SUCH_PEER, "only a holder has a flow to itself");
+        let Target { leg: state, account, .. } = self.target(&peer).map_err(|_| none)?;
+        self.close_loopback(&peer);
+        let lane = self.next_lane();
+        let number = self.number(lane);
+        let loopback = Loopback::new(number, state, account, &self.forwarder.clock);
+        let inserted = self.forwarder.table.insert(number, Entry::Loopback(Arc::new(loopback)));
+        debug_assert!(inserted, "the number was free");
+        self.clients.get_mut(&peer).expect("it was found").loopback = Some(number);
+        let opened = FlowOpened { request, flow: number.0, passed_on: false };
+        self.send(leg, Kind::FlowOpened(opened));
+        Ok(())
+    }
+
+    pub(super) fn close_loopback(&mut self, peer: &PeerId) {
+        let number = self.clients.get_mut(peer).and_then(|client| client.loopback.take());
+        if let Some(number) = number {
+            self.forwarder.table.remove(number);
+        }
+    }
+
     fn check_opening(&self, leg: LegId, tenant: &PeerId) -> Result<(), Refused> {
         if self.draining {
             return Err(Refused(code::SHUTDOWN, "the relay is shutting down"));
@@ -98,11 +125,8 @@ impl Admission {
         }
     }
 
-    fn target(&self, tenant: &PeerId, holder: &PeerId) -> Result<Target, Refused> {
+    fn target(&self, holder: &PeerId) -> Result<Target, Refused> {
         const AWAY: Refused = Refused(code::NO_SUCH_PEER, "that node is not at this relay");
-        if tenant == holder {
-            return Err(Refused(code::NO_SUCH_PEER, "a node cannot reach itself here"));
-        }
         let client = self.clients.get(holder).ok_or(AWAY)?;
         let reservation = client.reservation.as_ref().ok_or(AWAY)?;
         let connection = client.connection.ok_or(AWAY)?;
@@ -303,7 +327,7 @@ impl Admission {
             let number = provisional.holder_flow;
             let open = match self.forwarder.table.find(number) {
                 Some(Entry::Flow(flow, _)) => flow.is_open(),
-                Some(Entry::Own(_)) | None => continue,
+                Some(Entry::Own(_) | Entry::Loopback(_)) | None => continue,
             };
             if !open {
                 self.close_flow_of(provisional.holder, number, code::NO_SUCH_PEER);

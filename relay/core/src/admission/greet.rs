@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use sluice_proto::frame::FrameKey;
 use sluice_proto::wire::control::{Hello, Welcome, control::Kind};
-use sluice_proto::wire::{FEATURE_FIRST, code};
+use sluice_proto::wire::{FEATURE_FIRST, FEATURE_LOOPBACK, code};
 use sluice_proto::{PeerId, VERSION};
 
 use super::{
@@ -131,7 +131,7 @@ impl Admission {
             leg,
             Kind::Welcome(Welcome {
                 version: VERSION,
-                features: Vec::new(),
+                features: vec![FEATURE_LOOPBACK.to_owned()],
                 leg: leg.0,
                 observed: at.seen(),
                 own_flow: own_flow.0,
@@ -194,6 +194,7 @@ impl Admission {
             reservation: None,
             takes_first: hello.features.iter().any(|feature| feature == FEATURE_FIRST),
             flows: Default::default(),
+            loopback: None,
             opening_pace: Pace::new(per_s, per_s.saturating_mul(8), clock),
         };
         self.clients.insert(peer, client);

@@ -101,6 +101,7 @@ impl Admission {
         if held.as_ref().is_some_and(|held| !Arc::ptr_eq(held, &account)) {
             // Its flows would be billed to the old account.
             self.close_flows_held_by(&peer, code::OK);
+            self.close_loopback(&peer);
         }
         let start = account.totals();
         let client = self.clients.get_mut(&peer)?;
@@ -203,6 +204,7 @@ impl Admission {
         let Some(client) = self.clients.get_mut(peer) else { return };
         let Some(reservation) = client.reservation.take() else { return };
         self.reservations -= 1;
+        self.close_loopback(peer);
         self.actions.push_back(Action::Released { peer: *peer, account: reservation.account });
     }
 

@@ -59,7 +59,7 @@ impl Admission {
                     to_tenant: flow.holder.forwarded.load(Ordering::Relaxed),
                     open: flow.is_open(),
                 }),
-                Entry::Flow(..) | Entry::Own(_) => None,
+                Entry::Flow(..) | Entry::Own(_) | Entry::Loopback(_) => None,
             })
             .collect()
     }
