@@ -567,7 +567,8 @@ impl Task {
             *shared.seen_at.lock() = wire::decode_seen(&welcome.observed).map(|seen| seen.ip());
             *shared.connection.lock() = Some(connection.clone());
             let over_tcp = self.slot.lock().is_some();
-            if shared.over_tcp.send_replace(over_tcp) != over_tcp {
+            let differs = |before: &mut bool| std::mem::replace(before, over_tcp) != over_tcp;
+            if shared.over_tcp.send_if_modified(differs) {
                 self.node.tables.carrier_changed(self.relay.addr, over_tcp);
             }
             shared.state.send_replace(LinkState::Up(self.generation));

@@ -6,12 +6,12 @@ mod lab;
 use std::num::NonZeroU16;
 
 use lab::{
-    Party, SILENCE, Wire, carry, go_direct, noise, relay_addr, session, soon, start_relay, until,
-    works,
+    Party, SILENCE, Wire, carry, go_direct, noise, relay_addr, session, some_keypair, some_node,
+    soon, start_relay, until, works,
 };
 use sluice_proto::RelayAddr;
 use sluice_relay::{Dropped, Relay};
-use sluice_transport::{PathKind, RelayLink, Session};
+use sluice_transport::{AcceptPolicy, PathKind, RelayLink, Session};
 
 /// A wire that may be cut to the relay's UDP port, and what is told of the relay: TCP works.
 async fn wired(relay: &Relay) -> (Wire, RelayAddr) {
@@ -67,6 +67,17 @@ async fn a_tenant_without_udp_reaches_a_provider_and_leaves_tcp_in_mid_download(
     assert_eq!(tenant.link.state().borrow().generation(), Some(1));
     assert_eq!(relay.stats().flows.len(), 1);
     assert_eq!(relay.stats().dropped(Dropped::StreamBroken), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_comes_up_over_udp_tells_of_no_change() {
+    let relay = start_relay().await;
+    let (_wire, addr) = wired(&relay).await;
+    let (node, _) = some_node(&some_keypair(), AcceptPolicy::Nobody);
+    let link = node.link(addr, None);
+    let over_tcp = link.over_tcp();
+    soon("the link", link.ready()).await.expect("up");
+    assert!(!over_tcp.has_changed().expect("the link stands"), "it was always reached over UDP");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
