@@ -170,8 +170,8 @@ async fn whoever_else_answers_on_the_tcp_port_is_not_taken_for_the_relay() {
     let (wire, addr) = wired(&relay).await;
     wire.cut();
     let port = other.tcp_addr().expect("it listens").port();
-    let key = lab::some_keypair();
-    let (node, _) = lab::some_node(&key, sluice_transport::AcceptPolicy::Nobody);
+    let key = some_keypair();
+    let (node, _) = some_node(&key, AcceptPolicy::Nobody);
     let link = node.link(addr.with_tcp(NonZeroU16::new(port)), None);
     soon("an answer", link.ready()).await.expect_err("nobody else is the relay");
     assert!(!*link.over_tcp().borrow());
