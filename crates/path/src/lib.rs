@@ -35,6 +35,7 @@
 mod agent;
 mod budget;
 mod candidate;
+mod event;
 mod hairpin;
 mod keepalive;
 mod nat;
@@ -47,9 +48,10 @@ mod timer;
 mod tokens;
 mod whereabouts;
 
-pub use agent::{Activity, Agent, Event, Probe, Reason};
+pub use agent::Agent;
 pub use budget::Budget;
 pub use candidate::{Candidate, CandidateKind, to_tell, usable};
+pub use event::{Activity, Event, Probe, Reason};
 pub use hairpin::Hairpin;
 pub use keepalive::{KEEPALIVE_MAX, KEEPALIVE_MIN, Keepalive};
 pub use nat::{Allocator, Filtering, Mapping, Nat, Observation, allocator, filtering, mapping};

@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::agent::{Event, Probe};
 use crate::budget::{Purpose, Share, Spent};
+use crate::event::{Event, Probe};
 use crate::predict::{self, Guess, Role};
 use crate::tokens::Tokens;
 use crate::{Allocator, GUESSES_MAX, Nat, Pair, Path, SocketId};
