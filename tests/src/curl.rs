@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{CHUNK, PATIENCE};
 
 /// No download may take longer than this.
-const TIME_MAX: &str = "120";
+const TIME_MAX: &str = "180";
 
 fn command() -> Command {
     let mut command = Command::new("curl");

@@ -41,6 +41,7 @@ pub(crate) async fn watch(node: Weak<Inner>) {
         let Some(clock) = node.upgrade().map(|node| node.clock.clone()) else { return };
         clock.sleep(LOOK).await;
         let Some(node) = node.upgrade() else { return };
+        node.socket.pause.beat(node.socket.now_ns());
         let now = Seen::by(&node);
         // A new relay may be reached from an address that was not looked at before.
         let same_relays = std::mem::replace(&mut relays, node.links().len()) == relays;

@@ -49,6 +49,7 @@ mod messages;
 mod network;
 mod node;
 mod observe;
+mod pause;
 mod peer;
 mod random;
 mod session;

@@ -48,6 +48,9 @@ const LOOK: Duration = Duration::from_millis(30);
 const LOOK_PART: u32 = 16;
 /// .. but at least this often: a dead session must not keep the processor busy.
 const LOOK_MAX: Duration = Duration::from_secs(1);
+/// After a silence of this the path in use begins anew when it answers: by then quinn waits for longer
+/// and longer before it sends again.
+const REVIVED: Duration = Duration::from_secs(2);
 /// A knock for another flow must be answered within this.
 const RESUME: Duration = Duration::from_secs(3);
 /// A session is watched for this long after its last packet before its task sleeps for long.
@@ -128,6 +131,8 @@ impl Session {
             on_trial: None,
             silence: Silence::default(),
             watch_until: node.clock.now(),
+            unanswered: None,
+            revived: false,
             heard_directly: (0, node.clock.now()),
         };
         tokio::spawn(driver.run(inputs, relayed));
@@ -156,6 +161,10 @@ struct Driver {
     on_trial: Option<Path>,
     silence: Silence,
     watch_until: Instant,
+    /// Since when the path in use is silent, as the socket said last.
+    unanswered: Option<Instant>,
+    /// It answered after a long silence.
+    revived: bool,
     /// Packet bytes that came directly, and when the last of them, or a probe, did.
     heard_directly: (u64, Instant),
 }
@@ -215,6 +224,7 @@ impl Driver {
             self.look();
             self.keep_warm();
             self.drain();
+            self.revive();
         }
         // quinn still says that it closes, and says it again to what arrives meanwhile: its
         // closing state lasts for three probe timeouts (RFC 9000, 10.2).
@@ -269,6 +279,10 @@ impl Driver {
         }
         let pto = self.pto();
         let unanswered_since = self.peer.unanswered_ns().map(|ns| self.node.socket.instant(ns));
+        let silence = std::mem::replace(&mut self.unanswered, unanswered_since);
+        let answered = silence.filter(|_| unanswered_since != silence);
+        self.revived |=
+            answered.is_some_and(|since| now.saturating_duration_since(since) >= REVIVED);
         let sent = self.connection.stats().frame_tx;
         let outstanding = self.silence.look(unanswered_since, &sent);
         self.agent.handle_activity(Activity { unanswered_since, pto, outstanding }, now);
@@ -467,6 +481,14 @@ impl Driver {
         tracing::debug!(?path, ours, "path tried");
     }
 
+    /// The path in use is back: what was in flight is lost, and quinn need not wait to see it.
+    fn revive(&mut self) {
+        if std::mem::take(&mut self.revived) {
+            self.epoch.advance(true);
+            self.wake_quinn();
+        }
+    }
+
     fn return_to(&mut self, path: Path) {
         let Some(route) = self.route_of(path) else { return };
         self.node.socket.return_route(&self.peer, route);
@@ -490,6 +512,7 @@ impl Driver {
             timer::lost(&self.node, idle);
         }
         self.node.socket.set_route(&self.peer, path_number(path), Some(route));
+        (self.unanswered, self.revived) = (None, false);
         let tried = self.on_trial.take();
         if tried == Some(path) && old_dead {
             self.epoch.keep();

@@ -26,6 +26,7 @@ use tokio::sync::Notify;
 
 use crate::knock::PROBE_LEN;
 use crate::network::Port;
+use crate::pause::Pause;
 use crate::peer::{DirectRoute, Outgoing, Peer, Route};
 use crate::side::Sides;
 use crate::stream::Carried;
@@ -44,6 +45,8 @@ const BATCH_BYTES: usize = 65_507;
 const SOCKET_BUFFER: usize = 4 << 20;
 /// Receive calls per poll before other tasks get their turn.
 const RECEIVES_PER_POLL: usize = 32;
+/// Batches that are thrown away at a time: more than the system's buffer holds.
+const DISCARDED_MAX: usize = 1 << 16;
 
 /// What the socket dropped, by cause.
 #[derive(Debug, Default)]
@@ -56,6 +59,8 @@ pub struct SocketStats {
     pub no_path: AtomicU64,
     /// Packets that found no room on the stream to their relay.
     pub stream_full: AtomicU64,
+    /// Batches that lay in the system's buffer while the process did not run.
+    pub late: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -65,6 +70,7 @@ pub(crate) struct DataSocket {
     pub(crate) tables: Arc<Tables>,
     pub(crate) stats: SocketStats,
     clock: Clock,
+    pub(crate) pause: Pause,
     start: Instant,
     sorter: Mutex<Sorter>,
     /// The kernel refused a send; nobody tries again before it is writable.
@@ -93,6 +99,7 @@ impl DataSocket {
             tables,
             stats: SocketStats::default(),
             clock,
+            pause: Pause::default(),
             start,
             sorter: Mutex::default(),
             blocked: AtomicBool::new(false),
@@ -103,6 +110,18 @@ impl DataSocket {
             carried: Arc::default(),
             sides: Sides::default(),
         })
+    }
+
+    /// Throws away what has arrived by now.
+    fn discard(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>]) {
+        for _ in 0..DISCARDED_MAX {
+            let received = self.port.poll_receive(cx, bufs, &mut RecvMeta::default());
+            if !matches!(received, Poll::Ready(Ok(_))) {
+                break;
+            }
+            self.stats.late.fetch_add(1, Relaxed);
+        }
+        tracing::info!("this process did not run for a while");
     }
 
     pub(crate) fn bound(&self) -> io::Result<SocketAddr> {
@@ -442,6 +461,9 @@ impl AsyncUdpSocket for DataSocket {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
+        if self.pause.is_over(self.now_ns()) {
+            self.discard(cx, bufs);
+        }
         let mut sorter = self.sorter.lock();
         sorter.refresh(self);
         let waiting = sorter.take_waiting(bufs, meta);

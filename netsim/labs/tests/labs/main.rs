@@ -6,6 +6,7 @@ mod household;
 mod links;
 mod mappings;
 mod routers;
+mod sleep;
 
 use anyhow::Result;
 use netsim_labs::{Internet, NEEDED};
