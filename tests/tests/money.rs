@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use sluice::state::State;
 use sluice_chain::anvil::Anvil;
-use sluice_chain::{Chain, Finality, RpcConfig};
+use sluice_chain::{Chain, Finality, PATIENCE_DEFAULT, RpcConfig};
 use sluice_proto::Amount;
 use tests::{Echo, Lab, Process, Provider, RelayRole, Tenant, sluice};
 use tokio::runtime::Runtime;
@@ -260,6 +260,7 @@ fn a_watchtower_saves_earnings_on_a_real_node() -> Result<()> {
         token: None,
         finality: Finality::Confirmations(1),
         chain_id: None,
+        patience: PATIENCE_DEFAULT,
     };
     let chain = runtime.block_on(async { Chain::connect_rpc(config).await?.deploy_dev().await })?;
     let (contract, token) = (chain.domain().contract, chain.token());

@@ -9,7 +9,8 @@
 //!   signed here; the node never sees a key.
 //!
 //! A method that sends a transaction returns once it is included, or fails with a [`ChainError`]
-//! that says whether anything was sent: only [`ChainError::Timeout`] leaves that open. Included is
+//! that says whether anything was sent: only [`ChainError::Timeout`] leaves that open. One that
+//! stays out is sent again with the same nonce and a higher fee, so that at most one of them counts. Included is
 //! not final: before acting on money that came in, read the channel with [`View::Final`].
 //!
 //! Every call takes the whole [`ChannelKey`](sluice_proto::ChannelKey), not only a channel's id,
@@ -35,5 +36,6 @@ pub use error::ChainError;
 pub use rpc::{DEV_CHAIN_ID, Rpc};
 pub use sluice_settlement::{ChannelEvent, Refusal, RevertReason};
 pub use types::{
-    ChannelState, FeeEstimate, Finality, Redemption, RpcConfig, TokenInfo, TxReceipt, View,
+    ChannelState, FeeEstimate, Finality, PATIENCE_DEFAULT, Redemption, RpcConfig, TokenInfo,
+    TxReceipt, View,
 };

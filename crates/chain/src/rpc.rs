@@ -1,6 +1,7 @@
 //! A node of an Ethereum-like network over JSON-RPC.
 
 mod node;
+mod send;
 mod tx;
 
 use std::sync::Arc;
@@ -8,14 +9,13 @@ use std::time::Duration;
 
 use alloy_primitives::{Address, B256, Bytes, U64, U128, U256};
 use serde_json::json;
-use sluice_proto::{Amount, ChannelId, Domain, EthAddress, Voucher, WalletKey};
+use sluice_proto::{Amount, ChannelId, Domain, EthAddress, Voucher};
 use sluice_settlement::{ChannelEvent, RevertReason, answer, call, channels_code, test_token_code};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep};
 
 use self::node::{Block, Call, Fault, Node, Receipt};
+use self::send::InFlight;
 use self::tx::Transaction;
-use crate::types::INCLUSION_TIMEOUT;
 use crate::{ChainError, FeeEstimate, Finality, RpcConfig, TxReceipt, View};
 
 /// Chain id of development nodes such as anvil and hardhat, whose accounts are unlocked.
@@ -23,11 +23,6 @@ pub const DEV_CHAIN_ID: u64 = 31_337;
 
 /// Tip that is offered when the node suggests none: 1 gwei.
 const TIP_WEI_DEFAULT: u128 = 1_000_000_000;
-/// First and longest wait between two looks for a receipt.
-const POLL_MIN: Duration = Duration::from_millis(10);
-const POLL_MAX: Duration = Duration::from_secs(2);
-/// Times a transaction is signed anew when another process took its nonce.
-const NONCE_ATTEMPTS: usize = 5;
 /// What [`Rpc::fund_dev`] tops an account's coins up to: 10.
 const GAS_MONEY_WEI: u128 = 10_000_000_000_000_000_000;
 
@@ -44,8 +39,11 @@ struct Shared {
     node: Node,
     chain_id: u64,
     finality: Finality,
+    patience: Duration,
     /// Held from reading a nonce until its transaction was handed in.
     nonce: Mutex<()>,
+    /// What this process has sent and waits for.
+    in_flight: InFlight,
     /// Held from approving a deposit until it was taken.
     spending: Mutex<()>,
 }
@@ -61,7 +59,9 @@ impl Rpc {
             node,
             chain_id: found,
             finality: cfg.finality,
+            patience: cfg.patience,
             nonce: Mutex::default(),
+            in_flight: InFlight::default(),
             spending: Mutex::default(),
         };
         let rpc = Self { shared: Arc::new(shared), contract: cfg.contract, token: cfg.token };
@@ -145,87 +145,6 @@ impl Rpc {
 
     pub(crate) async fn gas_price_wei(&self) -> Result<u128, ChainError> {
         self.prices().await.map(|(base, tip)| base.saturating_add(tip))
-    }
-
-    pub(crate) async fn send(
-        &self,
-        what: &'static str,
-        wallet: &WalletKey,
-        to: EthAddress,
-        data: Vec<u8>,
-    ) -> Result<TxReceipt, ChainError> {
-        let account = wallet.address();
-        let gas = self.estimate_gas(what, account, to, &data).await?;
-        let (base, tip) = self.prices().await?;
-        let mut transaction = Transaction {
-            chain_id: self.shared.chain_id,
-            nonce: 0,
-            tip_wei: tip,
-            fee_wei_max: base.saturating_mul(2).saturating_add(tip),
-            gas_limit: gas.saturating_add(gas / 4),
-            to,
-            data,
-        };
-        let hash = self.hand_in(what, wallet, &mut transaction).await?;
-        let receipt = self.included(what, hash).await?;
-        if receipt.status == Some(U64::ZERO) {
-            let reason = self.reason_of(account, &transaction).await;
-            return Err(ChainError::Reverted { what, reason });
-        }
-        self.receipt(hash, &receipt)
-    }
-
-    /// Signs with the next nonce and sends. When the answer is lost the transaction may have
-    /// arrived, so it is waited for like any other.
-    async fn hand_in(
-        &self,
-        what: &'static str,
-        wallet: &WalletKey,
-        transaction: &mut Transaction,
-    ) -> Result<[u8; 32], ChainError> {
-        let account = wallet.address();
-        let _one_at_a_time = self.shared.nonce.lock().await;
-        let mut words = String::new();
-        for _ in 0..NONCE_ATTEMPTS {
-            let params = json!([hex_address(account), "pending"]);
-            transaction.nonce =
-                self.node().ask::<U64>("eth_getTransactionCount", params).await?.to();
-            let (raw, hash) = transaction.sign(wallet);
-            let sent = self
-                .node()
-                .try_ask::<B256>("eth_sendRawTransaction", json!([Bytes::from(raw)]))
-                .await;
-            match sent {
-                Ok(_) | Err(Fault::Lost(_)) => return Ok(hash),
-                Err(Fault::Refused(reason)) if nonce_was_taken(&reason) => words = reason,
-                Err(Fault::Refused(reason)) if lacks_funds(&reason) => {
-                    return Err(ChainError::InsufficientFunds { account, what, reason });
-                }
-                Err(Fault::Reverted(reason)) => return Err(ChainError::Reverted { what, reason }),
-                Err(other) => return Err(self.node().explain("eth_sendRawTransaction", other)),
-            }
-        }
-        Err(self.node().explain("eth_sendRawTransaction", Fault::Refused(words)))
-    }
-
-    /// Waits until the transaction is in a block. Whatever the node says meanwhile, the transaction
-    /// was sent: it is asked again until the time is over.
-    async fn included(&self, what: &'static str, hash: [u8; 32]) -> Result<Receipt, ChainError> {
-        let deadline = Instant::now() + INCLUSION_TIMEOUT;
-        let mut pause = POLL_MIN;
-        let params = json!([B256::from(hash)]);
-        loop {
-            let answer = self.node().try_ask("eth_getTransactionReceipt", &params).await;
-            if let Ok(Some(receipt @ Receipt { block_number: Some(_), .. })) = answer {
-                return Ok(receipt);
-            }
-            if Instant::now() >= deadline {
-                let waited_s = INCLUSION_TIMEOUT.as_secs();
-                return Err(ChainError::Timeout { hash, what, waited_s });
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(POLL_MAX);
-        }
     }
 
     /// Why an included transaction failed: asked by trying it again.
@@ -425,12 +344,6 @@ impl Rpc {
 
 fn hex_address(address: EthAddress) -> Address {
     address.0.into()
-}
-
-/// In the words of the nodes in use: another transaction of the account was faster.
-fn nonce_was_taken(words: &str) -> bool {
-    let words = words.to_ascii_lowercase();
-    words.contains("nonce too low") || words.contains("underpriced")
 }
 
 /// In the words of the nodes in use: the account cannot pay for the gas.

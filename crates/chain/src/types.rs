@@ -19,7 +19,13 @@ pub struct RpcConfig {
     pub finality: Finality,
     /// The chain id that must be found there; any if absent.
     pub chain_id: Option<u64>,
+    /// How long a transaction may stay out of the chain before it is sent again for more:
+    /// [`PATIENCE_DEFAULT`] unless there is a reason.
+    pub patience: Duration,
 }
+
+/// Two blocks of Ethereum, and some: what is offered at first buys a place in the next one.
+pub const PATIENCE_DEFAULT: Duration = Duration::from_secs(30);
 
 /// What counts as final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

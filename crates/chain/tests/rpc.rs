@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::time::Duration;
+
 use sluice_chain::anvil::Anvil;
-use sluice_chain::{Chain, ChainError, Finality, RpcConfig, View};
+use sluice_chain::{Chain, ChainError, Finality, PATIENCE_DEFAULT, RpcConfig, View};
 use sluice_proto::{Amount, ChannelKey, EthAddress, WalletKey};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -15,6 +17,7 @@ fn config(url: &str) -> RpcConfig {
         token: None,
         finality: Finality::Confirmations(1),
         chain_id: None,
+        patience: PATIENCE_DEFAULT,
     }
 }
 
@@ -201,4 +204,68 @@ async fn a_node_that_dies_is_unreachable_and_the_error_says_to_try_again() {
     drop(anvil);
     let error = chain.now_unix_s().await.unwrap_err();
     assert!(matches!(error, ChainError::Unreachable { .. }) && error.is_transient(), "{error}");
+}
+
+/// Genuine answers, of which spoilt copies are told.
+const ANSWERS: [&str; 5] = [
+    r#""0x0000000000000000000000000000000000000000000000000000000000000009""#,
+    r#"{"number":"0x5","timestamp":"0x10","baseFeePerGas":"0x7"}"#,
+    r#"{"blockNumber":"0x5","status":"0x1","gasUsed":"0x5208","effectiveGasPrice":"0x9","contractAddress":null,"logs":[{"address":"0x0000000000000000000000000000000000000009","topics":["0x0000000000000000000000000000000000000000000000000000000000000009"],"data":"0x"}]}"#,
+    r#"{"code":3,"message":"execution reverted","data":"0x08c379a0"}"#,
+    "null",
+];
+
+/// A node that says to each request what it is told to say, whatever was asked.
+fn liar() -> (String, std::sync::Arc<std::sync::Mutex<Vec<u8>>>) {
+    use std::io::{Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let says = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let told = std::sync::Arc::clone(&says);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let body = told.lock().unwrap().clone();
+            let head = "HTTP/1.1 200 OK\r\nConnection: close\r\n";
+            let _ = write!(stream, "{head}Content-Length: {}\r\n\r\n", body.len());
+            let _ = stream.write_all(&body);
+        }
+    });
+    (url, says)
+}
+
+#[test]
+fn a_nodes_answers() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (url, says) = liar();
+    *says.lock().unwrap() = br#"{"jsonrpc":"2.0","id":0,"result":"0x1"}"#.to_vec();
+    let cfg = RpcConfig { token: None, contract: None, ..config(&url) };
+    let chain = runtime.block_on(Chain::connect_rpc(cfg)).unwrap();
+    let fed = std::panic::AssertUnwindSafe((runtime, chain, says));
+    let seconds = std::env::var("SLUICE_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok());
+    let target = bolero::check!();
+    let target = match seconds.map(Duration::from_secs) {
+        Some(time) => target.with_test_time(time).with_iterations(usize::MAX),
+        None => target.with_iterations(100),
+    };
+    target.with_type::<(u8, Vec<u8>, u16, bool)>().for_each(|(pick, noise, place, whole)| {
+        let (runtime, chain, says) = &*fed;
+        let pick = usize::from(*pick) % ANSWERS.len();
+        let kind = if pick == 3 { "error" } else { "result" };
+        let text = format!(r#"{{"jsonrpc":"2.0","id":0,"{kind}":{}}}"#, ANSWERS[pick]);
+        let mut bytes = text.into_bytes();
+        if !whole {
+            let at = usize::from(*place) % bytes.len();
+            bytes.splice(at..(at + noise.len() % 4).min(bytes.len()), noise.iter().copied());
+        }
+        *says.lock().unwrap() = bytes;
+        let account = payer().address();
+        // Each answers or says what is wrong.
+        runtime.block_on(async {
+            let _ = chain.coin_balance_wei(account).await;
+            let _ = chain.now_unix_s().await;
+            let _ = chain.gas_price_wei().await;
+        });
+    });
 }

@@ -6,8 +6,8 @@ use std::ops::AsyncFnOnce;
 
 use sluice_chain::anvil::Anvil;
 use sluice_chain::{
-    Chain, ChainError, ChannelEvent, ChannelState, Finality, Redemption, Refusal, RevertReason,
-    RpcConfig, View,
+    Chain, ChainError, ChannelEvent, ChannelState, Finality, PATIENCE_DEFAULT, Redemption, Refusal,
+    RevertReason, RpcConfig, View,
 };
 use sluice_proto::{
     Amount, ChannelId, ChannelKey, Domain, EthAddress, Voucher, WalletKey, WalletSignature,
@@ -161,6 +161,7 @@ async fn on_anvil(test: impl AsyncFnOnce(Chain)) {
         token: None,
         finality: Finality::Confirmations(1),
         chain_id: Some(31_337),
+        patience: PATIENCE_DEFAULT,
     };
     test(Chain::connect_rpc(cfg).await.unwrap().deploy_dev().await.unwrap()).await;
 }

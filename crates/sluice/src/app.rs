@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use sluice_chain::{Chain, Finality as ChainFinality, RpcConfig};
+use sluice_chain::{Chain, Finality as ChainFinality, PATIENCE_DEFAULT, RpcConfig};
 use sluice_ledger::Ledger;
 use sluice_proto::{Amount, Price, RelayAddr, ServiceName, Ticket, WalletKey};
 use sluice_settlement::TopUpRule;
@@ -324,7 +324,8 @@ pub(crate) async fn open_chain(config: &Config, own_dir: &Path) -> Result<Option
                     "[chain] needs `contract` and `token` beside the URL: the addresses of Channels and of the token"
                 );
             }
-            let config = RpcConfig { url, contract, token, finality, chain_id };
+            let patience = PATIENCE_DEFAULT;
+            let config = RpcConfig { url, contract, token, finality, chain_id, patience };
             Some(Chain::connect_rpc(config).await?)
         }
     })

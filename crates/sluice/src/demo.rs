@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use sluice_chain::{Chain, Finality, RpcConfig};
+use sluice_chain::{Chain, Finality, PATIENCE_DEFAULT, RpcConfig};
 use sluice_ledger::Ledger;
 use sluice_proto::{Amount, Price, RelayAddr, ServiceName, Ticket};
 use sluice_relay::Relay;
@@ -182,6 +182,7 @@ async fn open_chain(options: &DemoOptions, folder: &Path) -> Result<Chain> {
                 token: None,
                 finality: Finality::Confirmations(1),
                 chain_id: Some(*chain_id),
+                patience: PATIENCE_DEFAULT,
             };
             Chain::connect_rpc(config).await?
         }

@@ -307,4 +307,25 @@ mod tests {
         assert_eq!(among(&[home, xdg, ("SLUICE_STATE", "/s")]).ok(), Some("/s/relay".into()));
         assert!(matches!(among(&[]), Err(StateError::NoHome)));
     }
+
+    #[test]
+    fn keys() {
+        let seconds = std::env::var("SLUICE_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok());
+        let genuine = node_draw().expect("random bytes");
+        assert!(node_parse(&genuine).is_ok(), "the seed is not genuine");
+        let target = bolero::check!();
+        let target = match seconds.map(std::time::Duration::from_secs) {
+            Some(time) => target.with_test_time(time).with_iterations(usize::MAX),
+            None => target.with_iterations(300),
+        };
+        target.with_type::<(Vec<u8>, u16)>().for_each(|(noise, place)| {
+            let mut bytes = genuine.to_vec();
+            let at = usize::from(*place) % bytes.len();
+            bytes.splice(at..(at + noise.len() % 4).min(bytes.len()), noise.iter().copied());
+            if let Ok(key) = node_parse(&bytes) {
+                assert_eq!(key.to_protobuf_encoding().expect("a key"), bytes);
+            }
+            let _ = (wallet_parse(noise), exact::<16>(noise));
+        });
+    }
 }

@@ -53,7 +53,7 @@ fn the_examples_own_examples_are_valid() {
         }
         tried += 1;
     }
-    assert_eq!(tried, 22);
+    assert_eq!(tried, 21);
 }
 
 #[test]
@@ -102,7 +102,7 @@ url = "http://127.0.0.1:8545"
 finality = 1
 period = "3 days"
 [wallet]
-signer = "/k"
+payee = "/k"
 "#
     ))
     .expect("is valid");
@@ -120,7 +120,7 @@ signer = "/k"
     assert_eq!(config.connect.map[0].to_string(), "127.0.0.1:9000=web");
     assert_eq!(config.connect.direct, Some(DirectPolicy::Always));
     assert_eq!(config.chain.period, Duration::from_secs(3 * 86_400));
-    assert_eq!(config.wallet.signer.as_deref(), Some(Path::new("/k")));
+    assert_eq!(config.wallet.payee.as_deref(), Some(Path::new("/k")));
     assert_eq!(config.check(), Ok(()));
     let Ok(ChainChoice::Rpc { finality, .. }) = config.chain.choice() else { panic!("is rpc") };
     assert_eq!(finality, Finality::Confirmations(1));
@@ -139,7 +139,7 @@ fn what_is_wrong_is_named_with_file_line_key_and_remedy() {
         ),
         (
             "[wallet]\nxyzzy = 1",
-            "sluice.toml, line 3: wallet.xyzzy: there is no such key; [wallet] may have: payer, signer, payee",
+            "sluice.toml, line 3: wallet.xyzzy: there is no such key; [wallet] may have: payer, payee",
         ),
         (
             "[providr]\n",
@@ -185,7 +185,7 @@ fn what_is_wrong_is_named_with_file_line_key_and_remedy() {
         ),
         (
             "[chain]\nperiod = \"24h\"",
-            "sluice.toml, line 3: chain.period: must be from 48 h to 8760 h, not 24h",
+            "sluice.toml, line 3: chain.period: must be from 48 h to 4320 h, not 24h",
         ),
         (
             "[chain]\ntoken = \"0x12\"",

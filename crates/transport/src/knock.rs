@@ -365,3 +365,6 @@ impl Timestamps {
         if last >= wall { self.0.fetch_add(1, Relaxed) + 1 } else { wall }
     }
 }
+
+#[cfg(test)]
+mod fed;

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use sluice_proto::{ChannelId, Domain};
-use sluice_settlement::{RedemptionPolicy, RedemptionRule};
+use sluice_settlement::{Decision, RedemptionPolicy, RedemptionRule, WhyWait};
 use sluice_transport::Clock;
 
 use super::export::Export;
@@ -49,7 +49,7 @@ pub(crate) async fn watch(config: &Config, args: &WatchArgs, json: bool) -> Resu
     );
     let report = Reporter::print(json);
     if args.once {
-        return Rounds::default().round(&settler, &held, &Demand::Rule, &report).await.map(drop);
+        return once(&settler, &held, &report).await;
     }
     tokio::select! {
         () = guard(&settler, files, config, &report) => {}
@@ -57,6 +57,22 @@ pub(crate) async fn watch(config: &Config, args: &WatchArgs, json: bool) -> Resu
     }
     drop(state);
     Ok(())
+}
+
+/// One round; that a channel which ends keeps its voucher unpaid is a failure.
+async fn once(settler: &Settler, held: &[Held], report: &Reporter) -> Result<()> {
+    let mut rounds = Rounds::default();
+    let (plan, _) = rounds.round(settler, held, &Demand::Rule, report).await?;
+    if let Some(what) = rounds.trouble() {
+        bail!("not all that had to be redeemed was: {what}");
+    }
+    let refused = plan.lines.iter().find(|l| l.decision == Decision::Wait(WhyWait::Refused));
+    match refused {
+        Some(line) => {
+            bail!("the chain refuses the voucher of channel {}", line.held.voucher.channel)
+        }
+        None => Ok(()),
+    }
 }
 
 async fn guard(settler: &Settler, mut files: Vec<Guarded>, config: &Config, report: &Reporter) {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use sluice_proto::{EthAddress, PeerId, RelayAddr, Ticket};
-use sluice_settlement::RedemptionRule;
+use sluice_settlement::{PERIOD_MAX_S, RedemptionRule};
 
 use super::read::{ConfigError, Problem, Section, flag, number, quantity, text};
 use super::values::{
@@ -17,8 +17,8 @@ use super::values::{
 const THREADS_MAX: usize = 1024;
 /// Least close period that a payee may accept: time to notice a close and answer it.
 const PERIOD_MIN: Duration = Duration::from_secs(48 * 3600);
-/// Longest close period: a payer must get its refund some day.
-const PERIOD_MAX: Duration = Duration::from_secs(365 * 86_400);
+/// Longest close period, the contract's own: a payer must get its refund some day.
+const PERIOD_MAX: Duration = Duration::from_secs(PERIOD_MAX_S as u64);
 /// Oftener would only load the node; rarer would leave little of a close's period.
 const LOOK_MIN: Duration = Duration::from_secs(1);
 const LOOK_MAX: Duration = Duration::from_secs(3600);
@@ -298,8 +298,8 @@ pub struct ChainSection {
     pub chain_id: Option<u64>,
     /// What is final.
     pub finality: Finality,
-    /// From a payer's start of a close to its refund; a payee accepts no shorter one. 48 h to a
-    /// year.
+    /// From a payer's start of a close to its refund; a payee accepts no shorter one. 48 h to
+    /// 180 days, as the contract has it.
     pub period: Duration,
     /// Token base units that one whole coin of the network is worth, to weigh fees; `None`: fees
     /// are not weighed on a node, and play prices hold on the embedded chain.
@@ -402,10 +402,8 @@ impl ChainSection {
 /// hexadecimal digits. Without one the state directory's own key, made at first start, is used.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WalletSection {
-    /// Pays deposits.
+    /// Pays deposits and signs vouchers.
     pub payer: Option<PathBuf>,
-    /// Signs vouchers.
-    pub signer: Option<PathBuf>,
     /// Redeems and closes.
     pub payee: Option<PathBuf>,
     /// A file of mode 0600 whose first line unlocks keystores.
@@ -418,7 +416,6 @@ impl WalletSection {
     pub(super) fn read(section: &mut Section<'_>) -> Self {
         let mut it = Self::default();
         section.maybe("payer", &mut it.payer, text(path));
-        section.maybe("signer", &mut it.signer, text(path));
         section.maybe("payee", &mut it.payee, text(path));
         section.maybe("passphrase_file", &mut it.passphrase_file, text(path));
         section.set("redeem", &mut it.redeem, text(parse_rule));

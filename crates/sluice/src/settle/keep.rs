@@ -85,6 +85,12 @@ impl Rounds {
         self.trouble = now;
     }
 
+    /// What failed last, unless it went well since.
+    #[must_use]
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
     fn tell_ends(&mut self, plan: &Plan, report: &Reporter) {
         for line in &plan.lines {
             let (channel, Some(state)) = (line.held.voucher.channel, &line.state) else { continue };

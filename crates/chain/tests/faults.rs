@@ -1,0 +1,354 @@
+//! A node, and a network, on a bad day: transactions that are priced out, dropped or held back,
+//! reorganisations of 64 blocks at each step of a channel's life, a day without a node.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sluice_chain::anvil::Anvil;
+use sluice_chain::{Chain, ChainError, Finality, Redemption, RpcConfig, TxReceipt, View};
+use sluice_proto::{Amount, ChannelKey, EthAddress, Voucher, WalletKey};
+use tokio::task::JoinHandle;
+
+const PERIOD_S: u32 = 72 * 60 * 60;
+const DEPTH: u64 = 64;
+const GWEI: u64 = 1_000_000_000;
+/// Looks at a node before a test gives up; each waits for a few milliseconds.
+const LOOKS: usize = 2_000;
+
+fn wallet(seed: u8) -> WalletKey {
+    WalletKey::from_bytes([seed; 32]).unwrap()
+}
+
+/// Asks the node itself, without any of our code.
+fn ask(url: &str, method: &str, params: &Value) -> Value {
+    let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+    let answer = ask_any(url, &request);
+    assert!(answer["error"].is_null(), "{method}: {answer}");
+    answer["result"].clone()
+}
+
+fn ask_any(url: &str, request: &Value) -> Value {
+    let host = url.strip_prefix("http://").unwrap();
+    let mut stream = TcpStream::connect(host).unwrap();
+    let body = request.to_string();
+    write!(
+        stream,
+        "POST / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap()
+}
+
+struct Scene {
+    anvil: Anvil,
+    chain: Chain,
+    payer: WalletKey,
+    payee: WalletKey,
+    key: ChannelKey,
+}
+
+impl Scene {
+    async fn new(confirmations: u64) -> Option<Self> {
+        let anvil = Anvil::start()?;
+        let cfg = RpcConfig {
+            url: anvil.url().to_owned(),
+            contract: None,
+            token: None,
+            finality: Finality::Confirmations(confirmations),
+            chain_id: None,
+            patience: Duration::from_millis(300),
+        };
+        let chain = Chain::connect_rpc(cfg).await.unwrap().deploy_dev().await.unwrap();
+        let (payer, payee) = (wallet(1), wallet(2));
+        chain.fund_dev(payer.address(), Amount(1_000)).await.unwrap();
+        chain.fund_dev(payee.address(), Amount(0)).await.unwrap();
+        let key = ChannelKey {
+            payer: payer.address(),
+            signer: payer.address(),
+            payee: payee.address(),
+            payout: EthAddress([0xaa; 20]),
+            token: chain.token(),
+            salt: [9; 32],
+        };
+        Some(Self { anvil, chain, payer, payee, key })
+    }
+
+    fn ask(&self, method: &str, params: &Value) -> Value {
+        ask(self.anvil.url(), method, params)
+    }
+
+    fn mine(&self, blocks: u64) {
+        self.ask("anvil_mine", &json!([format!("{blocks:#x}")]));
+    }
+
+    /// Undoes the newest blocks, and what was in them is forgotten.
+    fn reorganise(&self) {
+        self.mine(DEPTH - 1);
+        self.ask("anvil_reorg", &json!([DEPTH, []]));
+        self.ask("anvil_dropAllTransactions", &json!([]));
+        self.mine(1);
+    }
+
+    fn voucher(&self, amount: u128) -> Redemption {
+        let domain = self.chain.domain();
+        let voucher =
+            Voucher { channel: self.key.id(&domain), amount: Amount(amount), statement: [7; 32] };
+        let signature = self.payer.sign(voucher.digest(&domain));
+        Redemption { key: self.key, voucher, signature }
+    }
+
+    async fn open(&self) {
+        self.chain.open_channel(&self.payer, self.key, Amount(600), PERIOD_S).await.unwrap();
+    }
+
+    /// What payer, payout and contract have.
+    async fn tokens(&self) -> [u128; 3] {
+        let mut found = [0; 3];
+        let accounts = [self.payer.address(), self.key.payout, self.chain.domain().contract];
+        for (found, account) in found.iter_mut().zip(accounts) {
+            *found = self.chain.token_balance(account).await.unwrap().0;
+        }
+        found
+    }
+
+    /// Hands in a redemption that no block will take yet.
+    async fn pending(&self, amount: u128) -> JoinHandle<Result<TxReceipt, ChainError>> {
+        let before = self.waiting();
+        let (chain, payee, item) = (self.chain.clone(), self.payee.clone(), self.voucher(amount));
+        let sent = tokio::spawn(async move { chain.redeem(&payee, &[item]).await });
+        self.until(|| self.waiting() > before).await;
+        sent
+    }
+
+    /// How many transactions the node holds for later.
+    fn waiting(&self) -> u64 {
+        let status = self.ask("txpool_status", &json!([]));
+        ["pending", "queued"].map(|kind| number(&status[kind])).iter().sum()
+    }
+
+    async fn until(&self, what: impl Fn() -> bool) {
+        for _ in 0..LOOKS {
+            if what() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("it did not come to that");
+    }
+
+    /// Mines at a base fee until the transaction is in.
+    async fn mine_at(
+        &self,
+        base_fee_wei: u64,
+        sent: JoinHandle<Result<TxReceipt, ChainError>>,
+    ) -> TxReceipt {
+        for _ in 0..LOOKS {
+            if sent.is_finished() {
+                return sent.await.unwrap().unwrap();
+            }
+            let fee = format!("{base_fee_wei:#x}");
+            self.ask("anvil_setNextBlockBaseFeePerGas", &json!([fee]));
+            self.mine(1);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("it never got in");
+    }
+}
+
+fn number(hex: &Value) -> u64 {
+    u64::from_str_radix(hex.as_str().unwrap().trim_start_matches("0x"), 16).unwrap()
+}
+
+#[tokio::test]
+async fn a_transaction_that_is_priced_out_is_replaced_by_one_that_pays_more() {
+    let Some(scene) = Scene::new(1).await else { return };
+    scene.open().await;
+    scene.ask("evm_setAutomine", &json!([false]));
+    let sent = scene.pending(100).await;
+    // Dearer than what was offered: twice the base fee of the time, and a tip.
+    let receipt = scene.mine_at(50 * GWEI, sent).await;
+    let price = receipt.fee_wei / u128::from(receipt.gas);
+    assert!(price > u128::from(50 * GWEI), "{price}");
+    assert_eq!(scene.tokens().await, [400, 100, 500]);
+    assert_eq!(scene.waiting(), 0, "two of them were left");
+}
+
+#[tokio::test]
+async fn a_transaction_that_is_dropped_is_sent_again() {
+    let Some(scene) = Scene::new(1).await else { return };
+    scene.open().await;
+    scene.ask("evm_setAutomine", &json!([false]));
+    let sent = scene.pending(100).await;
+    scene.ask("anvil_dropAllTransactions", &json!([]));
+    assert_eq!(scene.waiting(), 0);
+    scene.until(|| scene.waiting() == 1).await;
+    scene.mine_at(GWEI, sent).await;
+    assert_eq!(scene.tokens().await, [400, 100, 500]);
+}
+
+/// A node that counted a transaction of ours which it forgot since: what comes next waits for ever.
+#[tokio::test]
+async fn a_nonce_that_was_left_open_is_filled() {
+    let Some(scene) = Scene::new(1).await else { return };
+    scene.open().await;
+    let way = Way::to(scene.anvil.url());
+    let ours = way.connect(&scene).await;
+    way.is_ahead.store(true, Ordering::Relaxed);
+    let (payee, item) = (scene.payee.clone(), scene.voucher(250));
+    let sent = tokio::spawn(async move { ours.redeem(&payee, &[item]).await });
+    scene.until(|| scene.waiting() == 1).await;
+    assert_eq!(scene.tokens().await, [400, 0, 600], "the scene is not as told");
+    assert_eq!(sent.await.unwrap().unwrap().paid(), Amount(250));
+    assert_eq!(scene.tokens().await, [400, 250, 350]);
+}
+
+#[tokio::test]
+async fn a_reorganisation_of_64_blocks_at_each_step_undoes_it_and_it_is_done_again() {
+    let Some(scene) = Scene::new(DEPTH + 1).await else { return };
+    let Scene { chain, payer, payee, key, .. } = &scene;
+    // Each step: done, undone, never final, done again.
+    scene.open().await;
+    scene.reorganise();
+    assert_eq!(chain.channel(key, View::Latest).await.unwrap(), None);
+    scene.open().await;
+    scene.mine(DEPTH);
+    let opened = chain.channel(key, View::Final).await.unwrap().unwrap();
+    assert_eq!(opened.deposit, Amount(600));
+
+    for _ in 0..2 {
+        chain.top_up(payer, key, Amount(50)).await.unwrap();
+        let settled = chain.channel(key, View::Final).await.unwrap();
+        assert_eq!(settled, Some(opened), "final before its time");
+        scene.reorganise();
+        assert_eq!(chain.channel(key, View::Latest).await.unwrap(), Some(opened));
+    }
+    chain.top_up(payer, key, Amount(50)).await.unwrap();
+
+    assert_eq!(chain.redeem(payee, &[scene.voucher(100)]).await.unwrap().paid(), Amount(100));
+    scene.reorganise();
+    assert_eq!(scene.tokens().await[1], 0);
+    assert_eq!(chain.redeem(payee, &[scene.voucher(150)]).await.unwrap().paid(), Amount(150));
+
+    let before = chain.channel(key, View::Latest).await.unwrap();
+    chain.start_close(payer, key).await.unwrap();
+    scene.reorganise();
+    // The redemption stood 64 blocks deep or less, so it may be undone with it.
+    let after = chain.channel(key, View::Latest).await.unwrap().unwrap();
+    assert_eq!(after.closing_at_unix_s, None);
+    if Some(after) != before {
+        chain.redeem(payee, &[scene.voucher(150)]).await.unwrap();
+    }
+    chain.start_close(payer, key).await.unwrap();
+    chain.advance_dev(u64::from(PERIOD_S)).await.unwrap();
+
+    chain.finish_close(payer, key).await.unwrap();
+    scene.reorganise();
+    assert!(!chain.channel(key, View::Latest).await.unwrap().unwrap().closed);
+    let last = scene.voucher(300);
+    chain.close_by_payee(payee, key, Some((last.voucher, last.signature)), payee).await.unwrap();
+    scene.reorganise();
+    assert!(!chain.channel(key, View::Latest).await.unwrap().unwrap().closed);
+    chain.close_by_payee(payee, key, Some((last.voucher, last.signature)), payee).await.unwrap();
+    scene.mine(DEPTH);
+    assert!(chain.channel(key, View::Final).await.unwrap().unwrap().closed);
+    assert_eq!(scene.tokens().await, [700, 300, 0]);
+}
+
+/// A way to the node that can be cut, and that can lie.
+struct Way {
+    url: String,
+    is_cut: Arc<AtomicBool>,
+    /// Counts one transaction of each account too many.
+    is_ahead: Arc<AtomicBool>,
+}
+
+impl Way {
+    fn to(node: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (is_cut, is_ahead) =
+            (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (node, cut, ahead) = (node.to_owned(), Arc::clone(&is_cut), Arc::clone(&is_ahead));
+        std::thread::spawn(move || {
+            for mut near in listener.incoming().map_while(Result::ok) {
+                // While it is cut, connections end at once.
+                if !cut.load(Ordering::Relaxed) {
+                    carry(&mut near, &node, ahead.load(Ordering::Relaxed));
+                }
+            }
+        });
+        Self { url, is_cut, is_ahead }
+    }
+
+    async fn connect(&self, scene: &Scene) -> Chain {
+        let cfg = RpcConfig {
+            url: self.url.clone(),
+            contract: Some(scene.chain.domain().contract),
+            token: Some(scene.chain.token()),
+            finality: Finality::Confirmations(1),
+            chain_id: Some(sluice_chain::DEV_CHAIN_ID),
+            patience: Duration::from_millis(300),
+        };
+        Chain::connect_rpc(cfg).await.unwrap()
+    }
+}
+
+/// Carries one request to the node, and its answer back.
+fn carry(near: &mut TcpStream, node: &str, is_ahead: bool) {
+    let mut text = Vec::new();
+    let request: Value = loop {
+        let mut buffer = [0; 4096];
+        match near.read(&mut buffer) {
+            Ok(0) | Err(_) => return,
+            Ok(len) => text.extend_from_slice(&buffer[..len]),
+        }
+        let body = text.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4);
+        if let Some(Ok(request)) = body.map(|at| serde_json::from_slice(&text[at..])) {
+            break request;
+        }
+    };
+    let mut answer = ask_any(node, &request);
+    if is_ahead
+        && request["method"] == "eth_getTransactionCount"
+        && request["params"][1] == "pending"
+    {
+        answer["result"] = json!(format!("{:#x}", number(&answer["result"]) + 1));
+    }
+    let body = answer.to_string();
+    let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json\r\n";
+    let _ = write!(near, "{head}Content-Length: {}\r\n\r\n{body}", body.len());
+}
+
+#[tokio::test]
+async fn a_day_without_a_node_while_the_payer_closes_loses_nothing() {
+    let Some(scene) = Scene::new(1).await else { return };
+    scene.open().await;
+    let way = Way::to(scene.anvil.url());
+    let ours = way.connect(&scene).await;
+    way.is_cut.store(true, Ordering::Relaxed);
+    scene.chain.start_close(&scene.payer, &scene.key).await.unwrap();
+    let error = ours.redeem(&scene.payee, &[scene.voucher(400)]).await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    scene.chain.advance_dev(24 * 60 * 60).await.unwrap();
+    let error = ours.channel(&scene.key, View::Latest).await.unwrap_err();
+    assert!(matches!(error, ChainError::Unreachable { .. }), "{error}");
+
+    way.is_cut.store(false, Ordering::Relaxed);
+    let state = ours.channel(&scene.key, View::Latest).await.unwrap().unwrap();
+    let left_s = state.closing_at_unix_s.unwrap() - ours.now_unix_s().await.unwrap();
+    assert!((47 * 3600..=48 * 3600).contains(&left_s), "{left_s}");
+    assert_eq!(ours.redeem(&scene.payee, &[scene.voucher(400)]).await.unwrap().paid(), Amount(400));
+    scene.chain.advance_dev(48 * 60 * 60).await.unwrap();
+    scene.chain.finish_close(&scene.payer, &scene.key).await.unwrap();
+    assert_eq!(scene.tokens().await, [600, 400, 0]);
+}
