@@ -13,6 +13,10 @@ use crate::observe::Observer;
 use crate::side::SideSocket;
 use crate::survey;
 
+/// Sessions that learn of a survey's end have their say before this begins: they are woken at the same
+/// moment and in any order, which would make two runs of one seed differ.
+const SETTLE: Duration = Duration::from_millis(20);
+
 /// Measures when it is due, until the node is gone.
 pub(crate) async fn keep_timed(node: Weak<Inner>) {
     let Some(strong) = node.upgrade() else { return };
@@ -29,6 +33,7 @@ pub(crate) async fn keep_timed(node: Weak<Inner>) {
         if let (Some(at), Some(due)) = (at, due)
             && due <= clock.now()
         {
+            clock.sleep(SETTLE).await;
             if measure(&node, at, &mut changes).await.is_none() {
                 return;
             }
