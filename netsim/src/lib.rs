@@ -8,7 +8,8 @@
 //! - [`nat`]: RFC 4787's mappings, filters and allocators. [`class`] derives from them who can meet.
 //! - [`scene`]: relays, and nodes in homes. [`workload`]: what they carry.
 //! - [`check`]: onlookers that know nothing of the nodes' insides.
-//! - [`matrix`], [`failover`], [`sim`]: what the commands run.
+//! - [`paid`]: sessions and reservations that cost something, with ledgers on disk and a chain.
+//! - [`matrix`], [`failover`], [`sim`], [`liars`]: what the commands run.
 //!
 //! **Architecture invariant:** nothing here is part of a node. Nodes and relays are driven through
 //! their public faces, and know of the simulator only a `Network`, a `Clock` and a `Random`.
@@ -17,9 +18,11 @@ pub mod check;
 pub mod class;
 pub mod failover;
 pub mod figures;
+pub mod liars;
 pub mod matrix;
 pub mod nat;
 pub mod net;
+pub mod paid;
 pub mod pool;
 pub mod rng;
 pub mod scene;

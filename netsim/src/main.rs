@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use netsim::figures::{self, Figure};
 use netsim::matrix::{self, Help};
-use netsim::{failover, pool, sim};
+use netsim::{failover, liars, pool, sim};
 
 /// Runs real nodes and relays on a simulated network.
 #[derive(Debug, Parser)]
@@ -27,6 +27,8 @@ enum Command {
     Matrix(Many),
     /// What can be lost in the middle of a download: how long nothing arrives.
     Failover(Many),
+    /// Who lies, alone or with another, and what the others lose.
+    Liars(Liars),
 }
 
 #[derive(Debug, Args)]
@@ -47,6 +49,19 @@ struct Sim {
     /// Run each twice and compare the digests of what was delivered.
     #[arg(long)]
     twice: bool,
+    /// End with one line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Liars {
+    /// Seeds for each set of liars.
+    #[arg(long, default_value_t = 3)]
+    seeds: u64,
+    /// Only cases whose name contains this, such as Floods or NeverPays-None-Drops-0.
+    #[arg(long)]
+    only: Option<String>,
     /// End with one line of JSON.
     #[arg(long)]
     json: bool,
@@ -77,6 +92,7 @@ fn main() -> Result<ExitCode> {
         Command::Sim(options) => run_sim(&options),
         Command::Matrix(options) => run_matrix(&options),
         Command::Failover(options) => run_failover(&options),
+        Command::Liars(options) => run_liars(&options),
     }
 }
 
@@ -156,6 +172,26 @@ fn run_failover(options: &Many) -> Result<ExitCode> {
         }
     });
     let mut report = failover::Report::default();
+    for (case, outcome) in cases.iter().zip(&outcomes) {
+        report.add(case, outcome);
+    }
+    say(&report.table());
+    conclude(&report.figures(), options.json);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_liars(options: &Liars) -> Result<ExitCode> {
+    let mut cases = liars::cases(options.seeds);
+    if let Some(only) = &options.only {
+        cases.retain(|case| case.to_string().contains(only));
+    }
+    anyhow::ensure!(!cases.is_empty(), "no case has that name");
+    let outcomes = pool::run(&cases, liars::Case::run, |case, outcome| {
+        if let Err(error) = outcome {
+            say(&format!("failed: liars --only {case}: {error:#}"));
+        }
+    });
+    let mut report = liars::Report::default();
     for (case, outcome) in cases.iter().zip(&outcomes) {
         report.add(case, outcome);
     }

@@ -21,11 +21,11 @@ use crate::rng::Rng;
 /// The port of every relay.
 const RELAY_PORT: u16 = 4433;
 /// With it providers issue invites.
-const SECRET: [u8; 16] = [7; 16];
+pub(crate) const SECRET: [u8; 16] = [7; 16];
 /// In virtual time; whatever takes longer hangs.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Events of a link that wait for their owner.
-const EVENTS: usize = 1024;
+pub(crate) const EVENTS: usize = 1024;
 
 /// A home: its NATs, the outermost first, and its access line.
 #[derive(Debug, Clone, Default)]
@@ -64,7 +64,7 @@ pub struct Party {
     pub node: Node,
     /// Its links, one for each relay.
     pub links: Vec<RelayLink>,
-    key: Keypair,
+    pub(crate) key: Keypair,
     noise: NoiseKeys,
 }
 
@@ -98,12 +98,25 @@ impl Scene {
     /// # Errors
     /// When a relay does not start.
     pub async fn new(clock: Clock, seed: u64, lines: &[LinkSpec]) -> Result<Self> {
+        Self::charging(clock, seed, lines, |_, _| Ok(())).await
+    }
+
+    /// Starts a relay behind each of `lines`, as `charge` wants the one with its number to be.
+    ///
+    /// # Errors
+    /// When a relay does not start.
+    pub async fn charging(
+        clock: Clock,
+        seed: u64,
+        lines: &[LinkSpec],
+        charge: impl Fn(usize, &mut RelayConfig) -> Result<()>,
+    ) -> Result<Self> {
         let mut rng = Rng::new(seed);
         let net = Net::new(clock, rng.split());
         let (relays, sites) = Default::default();
         let mut scene = Self { net, relays, sites, renumbered: 0, rng };
         for line in lines {
-            scene.add_relay(*line).await?;
+            scene.add_relay(*line, &charge).await?;
         }
         Ok(scene)
     }
@@ -114,7 +127,11 @@ impl Scene {
         Ipv4Addr::new(203, 0, 113, 100 + number)
     }
 
-    async fn add_relay(&mut self, line: LinkSpec) -> Result<()> {
+    async fn add_relay(
+        &mut self,
+        line: LinkSpec,
+        charge: &impl Fn(usize, &mut RelayConfig) -> Result<()>,
+    ) -> Result<()> {
         let number = self.relays.len() as u8;
         // Of different networks, as the relays of a node should be.
         let v4 = IpAddr::V4(Ipv4Addr::new(198, 51, 100 + number, 10));
@@ -128,6 +145,7 @@ impl Scene {
         config.network = self.net.network(place);
         config.random = Random::seeded(self.rng.number());
         config.reset_key = self.rng.bytes();
+        charge(self.relays.len(), &mut config)?;
         let relay = Relay::start(config.clone()).await.context("failed to start a relay")?;
         self.relays.push(SimRelay { place, addr, line, config, relay: Some(relay) });
         Ok(())
@@ -215,7 +233,7 @@ impl Scene {
         Ok(party)
     }
 
-    fn party(&mut self, home: &HomeSpec, accept: AcceptPolicy) -> Result<Party> {
+    pub(crate) fn party(&mut self, home: &HomeSpec, accept: AcceptPolicy) -> Result<Party> {
         let Site { host, gateways } = self.add_home(home);
         let key = keypair(&mut self.rng);
         let noise = NoiseKeys::from_secret(self.rng.bytes())?;

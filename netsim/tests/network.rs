@@ -96,6 +96,18 @@ fn loss_is_as_frequent_as_asked() {
     assert!((8_800..=9_400).contains(&arrived), "{arrived} of 10,000 came through bursts");
 }
 
+#[test]
+fn duplicates_are_as_frequent_as_asked_and_late_packets_are_overtaken() {
+    let link = LinkSpec { duplicates: 0.1, ..LinkSpec::default() };
+    let arrived = burst(link, 10_000).len();
+    assert!((10_900..=11_100).contains(&arrived), "{arrived} came of 10,000 with 10 % twice");
+    let link = LinkSpec { reorders: 0.1, ..LinkSpec::default() };
+    let arrived = burst(link, 10_000);
+    assert_eq!(arrived.len(), 10_000, "none is lost");
+    let late = arrived.iter().filter(|at| **at > Duration::from_millis(1)).count();
+    assert!((700..=1_100).contains(&late), "{late} of 10,000 came late: in 0 to 10 ms");
+}
+
 /// Keeps a link of 8 Mbit/s at twice its rate for some seconds; how long packets waited near the
 /// end, in the median.
 fn standing_delay(queue: Queueing) -> Duration {

@@ -234,7 +234,7 @@ impl Account {
             Meter::Closed(_) => return,
         }
         if let Some(at) = meter.poll_timeout()
-            && self.0.sleeping_until.lock().is_none_or(|until| at < until)
+            && self.0.sleeping_until.lock().is_none_or(|until| task::wake_at(at, now) < until)
         {
             self.0.task.notify_one();
         }

@@ -112,7 +112,7 @@ pub async fn forward(
     };
     let preamble = wire::prefixed(&OpenService { service: service.as_str().to_owned() });
     let (pumped, result) =
-        pump::run(tcp, &link.connection, &link.account, streams, Some(preamble)).await;
+        pump::carry(tcp, &link.connection, &link.account, streams, Some(preamble)).await;
     result.map_err(ForwardError::from)?;
     Ok(pumped)
 }

@@ -25,11 +25,13 @@
 
 mod account;
 mod connect;
+mod local;
 mod pump;
 mod serve;
 mod tcp;
 
 pub use account::{Account, AccountOptions, Persist, Snapshot, Stopped};
 pub use connect::{ForwardError, Link, forward, listen};
-pub use pump::{Ended, Pumped};
+pub use local::Local;
+pub use pump::{Ended, Pumped, carry};
 pub use serve::{OpenError, Services, serve, serve_stream};

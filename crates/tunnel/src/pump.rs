@@ -1,4 +1,4 @@
-//! Moves bytes between a TCP connection and a stream, both ways, in one task.
+//! Moves bytes between a local connection and a stream, both ways, in one task.
 
 mod incoming;
 mod outgoing;
@@ -12,17 +12,16 @@ use futures_util::stream::FuturesUnordered;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
 use sluice_metering::{StreamIndex, StreamState};
 use sluice_proto::wire::code;
-use tokio::net::TcpStream;
 
 use crate::account::{Account, Stopped};
-use crate::tcp;
+use crate::local::Local;
 
 /// What one connection carried.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pumped {
-    /// Bytes from TCP that the stream took.
+    /// Bytes from the local connection that the stream took.
     pub sent: u64,
-    /// Bytes from the stream that TCP took.
+    /// Bytes from the stream that the local connection took.
     pub received: u64,
 }
 
@@ -62,8 +61,8 @@ impl Tally {
 }
 
 /// What both directions of one connection share.
-struct Ends<'a> {
-    tcp: &'a TcpStream,
+struct Ends<'a, L> {
+    local: &'a L,
     connection: &'a Connection,
     account: &'a Account,
     stream: StreamIndex,
@@ -75,8 +74,10 @@ struct Ends<'a> {
 
 /// Carries a connection to its end, and resets what is left if it breaks. `preamble` goes before
 /// everything else and is not payload.
-pub(crate) async fn run(
-    tcp: TcpStream,
+///
+/// What was carried, and how it ended when not by both sides closing it.
+pub async fn carry<L: Local>(
+    local: L,
     connection: &Connection,
     account: &Account,
     (mut send, mut recv): (SendStream, RecvStream),
@@ -85,7 +86,7 @@ pub(crate) async fn run(
     let stream = StreamIndex(recv.id().index());
     account.opened(stream);
     let (unsent, sent, received) = Default::default();
-    let ends = Ends { tcp: &tcp, connection, account, stream, unsent, sent, received };
+    let ends = Ends { local: &local, connection, account, stream, unsent, sent, received };
     let result = both(
         Box::pin(outgoing::run(&ends, &mut send, preamble)),
         Box::pin(incoming::run(&ends, &mut recv)),
@@ -102,7 +103,7 @@ pub(crate) async fn run(
     }
     abort(&mut send, &mut recv, code::RESET);
     account.closed(stream, StreamState::Reset);
-    tcp::reset(tcp);
+    local.reset();
     // What the session's end looks like from inside depends on who noticed first.
     let ended = connection.close_reason().map_or(ended, Ended::Session);
     (pumped, Err(ended))

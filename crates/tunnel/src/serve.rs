@@ -137,7 +137,7 @@ pub async fn serve_stream(
             return Err(error);
         }
     };
-    let (pumped, result) = pump::run(tcp, connection, account, (send, recv), None).await;
+    let (pumped, result) = pump::carry(tcp, connection, account, (send, recv), None).await;
     result?;
     Ok(pumped)
 }

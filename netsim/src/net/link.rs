@@ -11,6 +11,9 @@ use crate::rng::Rng;
 /// Bytes of UDP and IP headers.
 const HEADERS: [usize; 2] = [28, 48];
 
+/// A packet that arrives late does so after at most this.
+const LATE: Duration = Duration::from_millis(10);
+
 /// Bursty loss: a chain of two states (Gilbert, Elliott).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Bursty {
@@ -35,6 +38,10 @@ pub struct LinkSpec {
     pub loss: f64,
     /// Losses that come together.
     pub bursts: Option<Bursty>,
+    /// Probability that a packet arrives twice.
+    pub duplicates: f64,
+    /// Probability that a packet arrives late, after others that left up to 10 ms later.
+    pub reorders: f64,
     /// The queue in front of it, where there is a rate.
     pub queue: Queueing,
     /// Largest IP packet in bytes; unlimited if none.
@@ -121,7 +128,12 @@ impl Link {
         self.spec.rate.map_or(0, |rate| bits * 1_000_000_000 / rate)
     }
 
-    /// When a packet that left at `now` arrives. Packets stay in order.
+    /// Whether a packet arrives twice.
+    pub(super) fn duplicates(&self, rng: &mut Rng) -> bool {
+        rng.chance(self.spec.duplicates)
+    }
+
+    /// When a packet that left at `now` arrives. Packets stay in order unless the link reorders.
     pub(super) fn arrival(&mut self, now: u64, rng: &mut Rng) -> u64 {
         let jitter = if self.spec.jitter.is_zero() {
             Duration::ZERO
@@ -129,6 +141,10 @@ impl Link {
             rng.span(Duration::ZERO, self.spec.jitter)
         };
         let at = now + (self.spec.delay + jitter).as_nanos() as u64;
+        if rng.chance(self.spec.reorders) {
+            let late = rng.span(Duration::ZERO, LATE).as_nanos() as u64;
+            return at.max(self.stalled_until) + late;
+        }
         self.last_arrival = at.max(self.last_arrival).max(self.stalled_until);
         self.last_arrival
     }

@@ -323,6 +323,12 @@ impl Net {
         (place.up.stalled_until, place.down.stalled_until) = (until, until);
     }
 
+    /// Holds back for `span` what leaves over a place's link, then lets it go.
+    pub fn stall_up(&self, place: PlaceId, span: Duration) {
+        let until = self.now() + span.as_nanos() as u64;
+        self.world.lock().places[place.0].up.stalled_until = until;
+    }
+
     /// Changes what a place's link is like; the queue stays.
     pub fn relink(&self, place: PlaceId, up: LinkSpec, down: LinkSpec) {
         let place = &mut self.world.lock().places[place.0];
@@ -385,6 +391,18 @@ impl Net {
             true => world.arrive(now, host, Way::Down, packet),
             false => world.transmit(now, host, Way::Up, packet),
         }
+        let wake = world.events.next_at().is_some_and(|at| at < world.sleeps_until);
+        drop(world);
+        if wake {
+            self.driver.notify_one();
+        }
+    }
+
+    /// A host sends a packet that may claim to come from anywhere, whether a socket has it or not.
+    pub fn inject(&self, host: PlaceId, packet: Packet) {
+        let now = self.now();
+        let mut world = self.world.lock();
+        world.transmit(now, host, Way::Up, packet);
         let wake = world.events.next_at().is_some_and(|at| at < world.sleeps_until);
         drop(world);
         if wake {
@@ -503,7 +521,12 @@ impl World {
     }
 
     fn depart(&mut self, at: u64, place: PlaceId, way: Way, packet: Packet, rng: &mut Rng) {
-        let arrives = self.link(place, way).arrival(at, rng);
+        let link = self.link(place, way);
+        let arrives = link.arrival(at, rng);
+        if link.duplicates(rng) {
+            let again = self.link(place, way).arrival(at, rng);
+            self.events.push(again, Event::Arrive { place, way, packet: packet.clone() });
+        }
         self.events.push(arrives, Event::Arrive { place, way, packet });
     }
 

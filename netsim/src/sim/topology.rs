@@ -72,7 +72,7 @@ fn line(rng: &mut Rng, mbits: u64, delay: Duration) -> LinkSpec {
         loss: rng.pick(&[0.0, 0.0, 0.001, 0.005]),
         bursts: rng.chance(0.3).then_some(bursts),
         queue: rng.pick(&[Queueing::Fifo(bytes), Queueing::Pie(bytes), Queueing::FqCodel(bytes)]),
-        mtu: None,
+        ..LinkSpec::default()
     }
 }
 

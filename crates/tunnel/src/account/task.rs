@@ -13,6 +13,12 @@ const LOOK: Duration = Duration::from_secs(60);
 /// What a peer may delay an acknowledgement, beside the round trip (RFC 9000, 18.2).
 const ACK_DELAY_MAX: Duration = Duration::from_millis(25);
 
+/// When a task that is asked at `now` wakes for something that is due at `at`. A deadline that is
+/// closer than a tick, or past, is no reason to look again at once.
+pub(super) fn wake_at(at: Instant, now: Instant) -> Instant {
+    at.max(now + TICK)
+}
+
 impl Account {
     pub(super) async fn run(self) {
         let connection = self.0.connection.clone();
@@ -43,7 +49,7 @@ impl Account {
     fn arm(&self) -> Instant {
         let now = self.0.options.clock.now();
         let next = self.0.meter.lock().poll_timeout();
-        let until = next.map_or(now + LOOK, |at| at.max(now + TICK));
+        let until = next.map_or(now + LOOK, |at| wake_at(at, now));
         *self.0.sleeping_until.lock() = Some(until);
         until
     }

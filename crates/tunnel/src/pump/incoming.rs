@@ -1,4 +1,4 @@
-//! From a stream to TCP.
+//! From a stream to the local connection.
 
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
@@ -11,9 +11,9 @@ use sluice_metering::StreamIndex;
 
 use super::{Ended, Ends};
 use crate::account::Account;
-use crate::tcp;
+use crate::local::Local;
 
-/// Pieces that one write to TCP gathers: more than one GSO batch of the sender brings.
+/// Pieces that one write gathers: more than one GSO batch of the sender brings.
 const PIECES: usize = 64;
 /// A read of so many pieces belongs to a bulk transfer that shares the connection with others: more
 /// is about to come.
@@ -22,8 +22,8 @@ const GATHER: std::ops::Range<usize> = 3..24;
 /// a third of the writes, and a tenth less CPU, of no turns; more turns gain nothing.
 const GATHER_TURNS: u32 = 4;
 
-/// Writes all that the stream brings to TCP, then FIN.
-pub(super) async fn run(ends: &Ends<'_>, recv: &mut RecvStream) -> Result<(), Ended> {
+/// Writes all that the stream brings to the local connection, then its end.
+pub(super) async fn run<L: Local>(ends: &Ends<'_, L>, recv: &mut RecvStream) -> Result<(), Ended> {
     let mut pieces = [const { Bytes::new() }; PIECES];
     while let Some(n) = recv.read_chunks(&mut pieces).await.map_err(broken)? {
         if ends.account.pays() {
@@ -40,12 +40,12 @@ pub(super) async fn run(ends: &Ends<'_>, recv: &mut RecvStream) -> Result<(), En
             tokio::task::coop::consume_budget().await;
         }
     }
-    tcp::finish(ends.tcp);
+    ends.local.finish();
     Ok(())
 }
 
 /// A payee's way: as much as the gate admits, then the rest.
-async fn hand_on(ends: &Ends<'_>, pieces: &mut [Bytes]) -> Result<(), Ended> {
+async fn hand_on<L: Local>(ends: &Ends<'_, L>, pieces: &mut [Bytes]) -> Result<(), Ended> {
     let all = total(pieces);
     let admitted = ends.account.admit(ends.stream, all).await?;
     if admitted == all {
@@ -69,7 +69,7 @@ async fn hand_on(ends: &Ends<'_>, pieces: &mut [Bytes]) -> Result<(), Ended> {
     Ok(())
 }
 
-async fn write_all(ends: &Ends<'_>, mut pieces: &mut [Bytes]) -> Result<(), Ended> {
+async fn write_all<L: Local>(ends: &Ends<'_, L>, mut pieces: &mut [Bytes]) -> Result<(), Ended> {
     while !pieces.is_empty() {
         let mut slices = [IoSlice::new(&[]); PIECES];
         for (slice, piece) in slices.iter_mut().zip(&*pieces) {
@@ -81,9 +81,9 @@ async fn write_all(ends: &Ends<'_>, mut pieces: &mut [Bytes]) -> Result<(), Ende
     Ok(())
 }
 
-async fn write(ends: &Ends<'_>, slices: &[IoSlice<'_>]) -> Result<usize, Ended> {
+async fn write<L: Local>(ends: &Ends<'_, L>, slices: &[IoSlice<'_>]) -> Result<usize, Ended> {
     loop {
-        match ends.tcp.try_write_vectored(slices) {
+        match ends.local.try_write(slices) {
             Ok(n) => {
                 ends.received.add(n as u64);
                 return Ok(n);
@@ -95,10 +95,10 @@ async fn write(ends: &Ends<'_>, slices: &[IoSlice<'_>]) -> Result<usize, Ended> 
 }
 
 /// A reader that never reads again must not hide that the session is gone.
-async fn writable(ends: &Ends<'_>) -> Result<(), Ended> {
+async fn writable<L: Local>(ends: &Ends<'_, L>) -> Result<(), Ended> {
     tokio::select! {
         biased;
-        ready = ends.tcp.writable() => ready.map_err(|_| Ended::Local),
+        ready = ends.local.writable() => ready.map_err(|_| Ended::Local),
         error = ends.connection.closed() => Err(Ended::Session(error)),
     }
 }

@@ -1,4 +1,4 @@
-//! From TCP to a stream.
+//! From the local connection to a stream.
 
 use std::future::Future;
 use std::io;
@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use quinn::{SendStream, StoppedError, VarInt, WriteError};
 
 use super::{Ended, Ends};
+use crate::local::Local;
 
 /// First read: what an interactive program sends at once, with room to spare.
 const READ_MIN: usize = 8 * 1024;
@@ -17,9 +18,9 @@ const READ_MAX: usize = 128 * 1024;
 type Stop<'a> =
     Pin<&'a mut (dyn Future<Output = Result<Option<VarInt>, StoppedError>> + Send + Sync)>;
 
-/// Sends the preamble, then all that TCP has, then finishes the stream.
-pub(super) async fn run(
-    ends: &Ends<'_>,
+/// Sends the preamble, then all that the local connection has, then finishes the stream.
+pub(super) async fn run<L: Local>(
+    ends: &Ends<'_, L>,
     send: &mut SendStream,
     preamble: Option<Bytes>,
 ) -> Result<(), Ended> {
@@ -30,7 +31,7 @@ pub(super) async fn run(
         greet(ends, send, &mut buffer, preamble).await?;
     }
     loop {
-        match ends.tcp.try_read_buf(buffer.space()) {
+        match ends.local.try_read(buffer.space()) {
             Ok(0) => break,
             Ok(_) => forward(ends, send, buffer.take(), &mut stop).await?,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => readable(ends, &mut stop).await?,
@@ -44,13 +45,13 @@ pub(super) async fn run(
 }
 
 /// Sends the preamble, together with what the program has sent by now.
-async fn greet(
-    ends: &Ends<'_>,
+async fn greet<L: Local>(
+    ends: &Ends<'_, L>,
     send: &mut SendStream,
     buffer: &mut Buffer,
     preamble: Bytes,
 ) -> Result<(), Ended> {
-    let data = match ends.tcp.try_read_buf(buffer.space()) {
+    let data = match ends.local.try_read(buffer.space()) {
         Ok(_) => buffer.take(),
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => Bytes::new(),
         Err(_) => return Err(Ended::Local),
@@ -67,17 +68,17 @@ async fn greet(
     Ok(())
 }
 
-async fn readable(ends: &Ends<'_>, stop: &mut Stop<'_>) -> Result<(), Ended> {
+async fn readable<L: Local>(ends: &Ends<'_, L>, stop: &mut Stop<'_>) -> Result<(), Ended> {
     tokio::select! {
         biased;
-        ready = ends.tcp.readable() => ready.map_err(|_| Ended::Local),
+        ready = ends.local.readable() => ready.map_err(|_| Ended::Local),
         end = stop.as_mut() => Err(stopped(end)),
     }
 }
 
 /// Writes a chunk as the gate permits.
-async fn forward(
-    ends: &Ends<'_>,
+async fn forward<L: Local>(
+    ends: &Ends<'_, L>,
     send: &mut SendStream,
     mut chunk: Bytes,
     stop: &mut Stop<'_>,

@@ -1,0 +1,324 @@
+//! Who lies, alone or with another, and what that costs the others.
+//!
+//! A tenant fetches and brings bytes through one relay; the tenant pays the provider, the provider
+//! pays the relay. Whoever lies does so with the keys and on the connections of an honest party.
+//! Then the books are compared by somebody who believes none of them: ledgers on disk, what the
+//! programs heard, and what passed on the wires.
+
+mod books;
+mod lie;
+mod provider;
+mod report;
+mod stranger;
+mod tenant;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use parking_lot::Mutex;
+use sluice_ledger::Ledger;
+use sluice_metering::{Payee, Payer, Terms};
+use sluice_proto::{Amount, LeaseId, Price, WINDOW_MIN, WalletKey};
+use sluice_transport::{AcceptPolicy, Clock, LinkState, Session};
+use sluice_tunnel::Account;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::net::{LinkSpec, Net, PlaceId};
+use crate::paid::{
+    Asked, Bank, Ear, Guest, Holder, HolderView, Outcome, Purser, ServeOptions, Served, fetch,
+    serve,
+};
+use crate::rng::Rng;
+use crate::scene::{EVENTS, HomeSpec, Party, SECRET, Scene};
+use crate::time;
+use books::{Books, Wires};
+use stranger::Stranger;
+
+pub use books::Losses;
+pub use lie::{ProviderLie, RelayLie, TenantLie, cases};
+pub use report::Report;
+pub use stranger::StrangerLie;
+
+/// One token base unit a byte, each way.
+const PRICE: Price = Price { up: 1 << 30, down: 1 << 30 };
+/// Every channel holds this: far more than a run can cost.
+const DEPOSIT: Amount = Amount(1 << 40);
+/// So long the tenant tries to get what it wants.
+const LASTS: Duration = Duration::from_secs(90);
+/// So long whoever is honest may still settle, and no longer than the product's own bound.
+const SETTLES: Duration = Duration::from_secs(5);
+/// What the tenant wants: six windows down, four up, and some of both.
+const WANTED: [(u64, u64); 3] = [(0, 3 << 20), (2 << 20, 0), (256 << 10, 256 << 10)];
+
+/// Who lies in a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Case {
+    /// The tenant.
+    pub tenant: TenantLie,
+    /// The provider.
+    pub provider: ProviderLie,
+    /// The relay.
+    pub relay: RelayLie,
+    /// Somebody on the network.
+    pub stranger: StrangerLie,
+    /// Decides all else.
+    pub seed: u64,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tenant, provider, relay, stranger, seed } = self;
+        write!(f, "{tenant:?}-{provider:?}-{relay:?}-{stranger:?}-{seed}")
+    }
+}
+
+/// The provider's end of the session.
+enum Host {
+    Honest(Served),
+    Cheat(Arc<provider::Cheat>),
+}
+
+/// The tenant's.
+enum Client {
+    Honest(Guest),
+    Cheat(Arc<tenant::Cheat>),
+}
+
+/// All that a case is played with.
+struct Stage {
+    bank: Bank,
+    scene: Scene,
+    terms: Terms,
+    /// The tenant's channel, and the provider's to the relay.
+    pursers: [Purser; 2],
+    /// The tenant's ledger, the provider's and the relay's.
+    ledgers: [Ledger; 3],
+    provider: Party,
+    ours: Session,
+    theirs: Session,
+    view: Arc<Mutex<HolderView>>,
+    waits: Arc<Mutex<Option<Account>>>,
+    wires: Arc<Mutex<Wires>>,
+    stranger: Arc<Mutex<Stranger>>,
+}
+
+impl Case {
+    /// Plays it; who lost what.
+    ///
+    /// # Errors
+    /// When honest parties do not get what they want, or books contradict each other where they
+    /// must not.
+    pub fn run(&self) -> Result<Losses> {
+        time::run(async |clock| self.play(clock).await).with_context(|| format!("case {self}"))
+    }
+
+    /// Whether all that is asked for must arrive and be paid: nobody withholds anything.
+    fn must_succeed(&self) -> bool {
+        self.tenant == TenantLie::None
+            && self.provider == ProviderLie::None
+            && self.relay != RelayLie::Inflates
+    }
+
+    async fn play(&self, clock: Clock) -> Result<Losses> {
+        let mut rng = Rng::new(self.seed);
+        let mut stage = self.set(clock.clone(), &mut rng).await?;
+        let host = self.host(&stage).await?;
+        let client = self.client(&mut stage, &mut rng).await?;
+        let asked = WANTED.map(|(up, down)| Asked { seed: rng.number() >> 1, up, down });
+        let outcomes = WANTED.map(|_| Arc::<Outcome>::default());
+        let mut fetching = JoinSet::new();
+        for (asked, outcome) in asked.into_iter().zip(&outcomes) {
+            let outcome = outcome.clone();
+            match &client {
+                Client::Honest(guest) => fetching.spawn(fetch(guest.clone(), asked, outcome)),
+                Client::Cheat(cheat) => fetching.spawn(cheat.clone().fetch(asked, outcome)),
+            };
+        }
+        // The provider's home came first.
+        let line = stage.scene.sites[1].host;
+        let acks = (self.tenant == TenantLie::DelaysAcks)
+            .then(|| tokio::spawn(hold_acks(stage.scene.net.clone(), line)));
+        let all = async { while fetching.join_next().await.is_some() {} };
+        let in_time = clock.timeout(LASTS, all).await.is_ok();
+        self.settle(&clock, &host, &client).await;
+        if let Some(acks) = acks {
+            acks.abort();
+        }
+        let books = Books { case: *self, outcomes: &outcomes, host: &host, client: &client };
+        let losses = books.audit(&stage, in_time).await?;
+        stage.ours.close(0, "done");
+        Ok(losses)
+    }
+
+    async fn set(&self, clock: Clock, rng: &mut Rng) -> Result<Stage> {
+        let mut bank = Bank::open(rng.split())?;
+        let (relay_wallet, provider_wallet) = (bank.wallet(), bank.wallet());
+        let ledgers = [bank.ledger("tenant")?, bank.ledger("provider")?, bank.ledger("relay")?];
+        let line = self.relay.line(Duration::from_millis(10));
+        let seed = rng.number();
+        let charge = |_, config: &mut sluice_relay::RelayConfig| {
+            bank.charge(config, &relay_wallet, ledgers[2].clone());
+            config.price = PRICE;
+            // The smallest window.
+            config.rate_max = 1_000_000;
+            config.starter_bytes = 0;
+            Ok(())
+        };
+        let mut scene = Scene::charging(clock.clone(), seed, &[line], charge).await?;
+        let pursers = [
+            bank.channel(&provider_wallet, DEPOSIT).await?,
+            bank.channel(&relay_wallet, DEPOSIT).await?,
+        ];
+        let home = HomeSpec {
+            up: megabits(20, Duration::from_millis(10)),
+            down: megabits(40, Duration::from_millis(10)),
+            ..HomeSpec::default()
+        };
+        let (view, waits) = <(Arc<Mutex<HolderView>>, Arc<Mutex<Option<Account>>>)>::default();
+        let mut provider = scene.party(&home, AcceptPolicy::Invited(SECRET))?;
+        let wires = Wires::watch(&scene.net, provider.host, scene.relays[0].addr.addr.ip());
+        let stranger = Stranger::join(&scene.net, self.stranger, rng.split());
+        let (sender, events) = mpsc::channel(EVENTS);
+        let link = provider.node.link(scene.relays[0].addr, Some(sender));
+        let holder = Holder {
+            key: provider.key.clone(),
+            ledger: ledgers[1].clone(),
+            purser: pursers[1].clone(),
+            clock: clock.clone(),
+            ear: self.ear(),
+            waits: waits.clone(),
+            view: view.clone(),
+        };
+        tokio::spawn(holder.hold(link.clone(), events));
+        let mut state = link.state();
+        let reserved = state.wait_for(|s| matches!(s, LinkState::Reserved(_)));
+        scene.within("a reservation", reserved).await??;
+        provider.links.push(link);
+        let tenant = scene.tenant(&home, 1).await?;
+        let (ours, theirs) = scene.session(&tenant, &provider).await?;
+        let terms = Terms {
+            lease: LeaseId(rng.bytes()),
+            payer: tenant.node.id(),
+            payee: provider.node.id(),
+            price: PRICE,
+            window: WINDOW_MIN,
+            payment: Some(bank.payment(&provider_wallet)),
+            starter_bytes: 0,
+            idle_timeout_s: 600,
+            expires_unix_s: u64::MAX >> 1,
+            rate_max: 1_000_000_000,
+        };
+        Ok(Stage {
+            bank,
+            scene,
+            terms,
+            pursers,
+            ledgers,
+            provider,
+            ours,
+            theirs,
+            view,
+            waits,
+            wires,
+            stranger,
+        })
+    }
+
+    fn ear(&self) -> Ear {
+        match (self.provider, self.relay) {
+            (ProviderLie::OwesRelay, _) => Ear::Unpaid,
+            (_, RelayLie::Inflates) => Ear::Inflated(3),
+            (_, RelayLie::Repeats) => Ear::Repeated,
+            _ => Ear::True,
+        }
+    }
+
+    async fn host(&self, stage: &Stage) -> Result<Host> {
+        let (clock, terms) = (stage.scene.net.clock().clone(), stage.terms.clone());
+        let session = stage.theirs.clone();
+        if matches!(self.provider, ProviderLie::None | ProviderLie::OwesRelay) {
+            let options = ServeOptions {
+                key: stage.provider.key.clone(),
+                ledger: stage.ledgers[1].clone(),
+                terms,
+                purser: stage.pursers[0].clone(),
+                clock,
+                waits: stage.waits.clone(),
+            };
+            return Ok(Host::Honest(serve(session, options).await?));
+        }
+        let (lease, channel) = (terms.lease, stage.pursers[0].purse.channel);
+        let payee = Payee::new(terms, Some(channel), 1, None);
+        let cheat = provider::Cheat::new(self.provider, session, clock, lease, payee);
+        tokio::spawn(cheat.clone().cheat());
+        Ok(Host::Cheat(cheat))
+    }
+
+    async fn client(&self, stage: &mut Stage, rng: &mut Rng) -> Result<Client> {
+        let (clock, terms) = (stage.scene.net.clock().clone(), stage.terms.clone());
+        let session = stage.ours.clone();
+        let purser = &stage.pursers[0];
+        if matches!(self.tenant, TenantLie::None | TenantLie::DelaysAcks) {
+            let (key, ledger) = (&stage.provider.key, stage.ledgers[0].clone());
+            let guest = Guest::begin(&session, key, ledger, terms, purser, clock).await?;
+            return Ok(Client::Honest(guest));
+        }
+        let mut purse = purser.purse.clone();
+        if self.tenant == TenantLie::StrangersChannel {
+            // It pays the same provider, from somebody else's money: the key is not the tenant's.
+            let payee = purser.payee().clone();
+            let stranger = stage.bank.channel(&payee, DEPOSIT).await?;
+            let key: WalletKey = purse.key;
+            purse = stranger.purse;
+            purse.key = key;
+        }
+        let payer = Payer::new(terms.clone(), Some(purse.clone()), 1, None);
+        let second = (self.tenant == TenantLie::Equivocates)
+            .then(|| Payer::new(terms, Some(purse), 1, None));
+        let cheat = tenant::Cheat::new(self.tenant, session, clock, payer, second, rng.split());
+        tokio::spawn(cheat.clone().pay());
+        Ok(Client::Cheat(cheat))
+    }
+
+    /// Whoever is honest settles, as far as the other lets it.
+    async fn settle(&self, clock: &Clock, host: &Host, client: &Client) {
+        let ours = async {
+            if let Client::Honest(guest) = client {
+                guest.account.settle().await;
+            }
+        };
+        let theirs = async {
+            if let Host::Honest(served) = host {
+                served.account.settle().await;
+            }
+        };
+        tokio::join!(ours, theirs);
+        clock.sleep(SETTLES).await;
+    }
+}
+
+fn megabits(rate: u64, delay: Duration) -> LinkSpec {
+    LinkSpec { rate: Some(rate * 1_000_000), ..LinkSpec::delay(delay) }
+}
+
+/// A receiver that delays its acknowledgements: nothing leaves its line for most of the time.
+async fn hold_acks(net: Net, line: PlaceId) {
+    const HELD: Duration = Duration::from_millis(150);
+    const LET_GO: Duration = Duration::from_millis(160);
+    loop {
+        net.stall_up(line, HELD);
+        net.clock().sleep(LET_GO).await;
+    }
+}
+
+/// The names of a set of parties, for people.
+fn names(parties: &BTreeSet<&'static str>) -> String {
+    if parties.is_empty() {
+        return "nobody".to_owned();
+    }
+    parties.iter().copied().collect::<Vec<_>>().join(" and ")
+}

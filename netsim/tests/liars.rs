@@ -1,0 +1,132 @@
+//! A fast slice of the liars, and controls for those who keep the books.
+
+use netsim::liars::{Case, Losses, ProviderLie, RelayLie, Report, StrangerLie, TenantLie, cases};
+use netsim::pool;
+
+const HONEST: Case = Case {
+    tenant: TenantLie::None,
+    provider: ProviderLie::None,
+    relay: RelayLie::None,
+    stranger: StrangerLie::None,
+    seed: 0,
+};
+
+/// Runs all; nobody loses more than a window.
+fn within_a_window(cases: &[Case]) -> Vec<Losses> {
+    let outcomes = pool::run(cases, Case::run, |_, _| {});
+    let losses = cases.iter().zip(outcomes).map(|(case, outcome)| {
+        let losses = match outcome {
+            Ok(losses) => losses,
+            Err(error) => panic!("replay with `liars --only {case}`: {error:#}"),
+        };
+        let [lease, reservation] = losses.windows;
+        assert!(losses.provider.is_none_or(|lost| lost <= lease), "{case}: {losses:?}");
+        assert!(losses.tenant.is_none_or(|lost| lost <= lease), "{case}: {losses:?}");
+        assert!(losses.relay.is_none_or(|lost| lost <= reservation), "{case}: {losses:?}");
+        assert!(losses.holder.is_none_or(|lost| lost <= reservation), "{case}: {losses:?}");
+        assert!(losses.flood.is_none_or(|lost| lost == 0), "{case}: {losses:?}");
+        let [sent, answers] = losses.stranger;
+        assert!(answers <= sent, "{case}: {losses:?}");
+        losses
+    });
+    losses.collect()
+}
+
+#[test]
+fn honest_parties_agree_to_the_byte_whatever_the_network_does() {
+    let relays = [RelayLie::None, RelayLie::Duplicates, RelayLie::Reorders, RelayLie::Repeats];
+    let cases = relays.map(|relay| Case { relay, ..HONEST });
+    for (case, losses) in cases.iter().zip(within_a_window(&cases)) {
+        assert_eq!((losses.provider, losses.tenant), (Some(0), Some(0)), "{case}");
+        assert_eq!(losses.paid, losses.heard.iter().sum::<u64>(), "{case}");
+    }
+}
+
+#[test]
+fn a_tenant_that_lies_costs_a_window_at_most() {
+    let lies = [
+        TenantLie::NeverPays,
+        TenantLie::Replays,
+        TenantLie::Equivocates,
+        TenantLie::StrangersChannel,
+        TenantLie::Floods,
+    ];
+    within_a_window(&lies.map(|tenant| Case { tenant, ..HONEST }));
+}
+
+#[test]
+fn a_provider_or_a_relay_that_lies_costs_a_window_at_most() {
+    let lies = [ProviderLie::Inflates, ProviderLie::Unsolicited, ProviderLie::OwesRelay];
+    let mut cases = lies.map(|provider| Case { provider, ..HONEST }).to_vec();
+    cases.push(Case { relay: RelayLie::Inflates, ..HONEST });
+    within_a_window(&cases);
+}
+
+#[test]
+fn two_that_lie_together_cost_the_third_a_window_at_most() {
+    let (tenant, provider) = (TenantLie::NeverPays, ProviderLie::OwesRelay);
+    let relay = RelayLie::Inflates;
+    within_a_window(&[
+        Case { tenant, provider, ..HONEST },
+        Case { tenant, relay, ..HONEST },
+        Case { provider: ProviderLie::Inflates, relay, ..HONEST },
+    ]);
+}
+
+#[test]
+fn a_stranger_on_the_network_moves_nothing_and_costs_nothing() {
+    let lies = [StrangerLie::Replays, StrangerLie::Elsewhere, StrangerLie::Forges];
+    let cases = lies.map(|stranger| Case { stranger, ..HONEST });
+    for (case, losses) in cases.iter().zip(within_a_window(&cases)) {
+        assert!(losses.stranger[0] > 0, "{case}: it did send");
+        assert_eq!((losses.provider, losses.tenant), (Some(0), Some(0)), "{case}");
+    }
+}
+
+#[test]
+fn a_provider_that_does_not_ask_its_gate_loses_more_and_that_is_noticed() {
+    let (tenant, provider) = (TenantLie::NeverPays, ProviderLie::Repeats);
+    let losses = Case { tenant, provider, ..HONEST }.run().expect("it is judged");
+    let lost = losses.heard.iter().sum::<u64>() - losses.paid;
+    assert!(lost > losses.windows[0], "{losses:?}");
+}
+
+#[test]
+fn a_loss_of_two_windows_is_a_figure_that_is_missed() {
+    let mut report = Report::default();
+    let one = Losses { windows: [100, 100], provider: Some(100), ..Losses::default() };
+    report.add(&HONEST, &Ok(one));
+    assert!(report.figures().iter().all(netsim::figures::Figure::is_met));
+    for two in [
+        Losses { provider: Some(200), ..one },
+        Losses { tenant: Some(200), ..one },
+        Losses { relay: Some(200), ..one },
+        Losses { holder: Some(200), ..one },
+        Losses { flood: Some(1), ..one },
+        Losses { stranger: [10, 11], ..one },
+    ] {
+        let mut report = Report::default();
+        report.add(&HONEST, &Ok(two));
+        let missed = report.figures().iter().filter(|figure| !figure.is_met()).count();
+        assert_eq!(missed, 1, "{two:?}");
+    }
+    let mut report = Report::default();
+    report.add(&HONEST, &Err(anyhow::anyhow!("it hung")));
+    assert_eq!(report.figures().iter().filter(|figure| !figure.is_met()).count(), 1);
+}
+
+#[test]
+fn every_set_of_liars_has_its_case() {
+    let all = cases(1);
+    let one = |case: &&Case| {
+        let liars = [
+            case.tenant != TenantLie::None,
+            case.provider != ProviderLie::None,
+            case.relay != RelayLie::None,
+            case.stranger != StrangerLie::None,
+        ];
+        liars.into_iter().filter(|lies| *lies).count() == 1
+    };
+    assert_eq!(all.iter().filter(one).count(), 7 + 4 + 5 + 3);
+    assert_eq!(all.len(), 1 + 19 + 7 * 5 + 7 * 4 + 4 * 5);
+}
