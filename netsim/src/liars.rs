@@ -19,21 +19,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
-use sluice_ledger::Ledger;
-use sluice_metering::{Payee, Payer, Terms};
-use sluice_proto::{Amount, LeaseId, Price, WINDOW_MIN, WalletKey};
-use sluice_transport::{AcceptPolicy, Clock, LinkState, Session};
-use sluice_tunnel::Account;
-use tokio::sync::mpsc;
+use sluice_metering::{Payee, Payer};
+use sluice_transport::Clock;
 use tokio::task::JoinSet;
 
-use crate::net::{LinkSpec, Net, PlaceId};
-use crate::paid::{
-    Asked, Bank, Ear, Guest, Holder, HolderView, Outcome, Purser, ServeOptions, Served, fetch,
-    serve,
-};
+use crate::net::{Net, PlaceId};
+use crate::paid::{Asked, Deal, Ear, Guest, Meeting, Outcome, Served, fetch, megabits};
 use crate::rng::Rng;
-use crate::scene::{EVENTS, HomeSpec, Party, SECRET, Scene};
+use crate::scene::HomeSpec;
 use crate::time;
 use books::{Books, Wires};
 use stranger::Stranger;
@@ -43,10 +36,6 @@ pub use lie::{ProviderLie, RelayLie, TenantLie, cases};
 pub use report::Report;
 pub use stranger::StrangerLie;
 
-/// One token base unit a byte, each way.
-const PRICE: Price = Price { up: 1 << 30, down: 1 << 30 };
-/// Every channel holds this: far more than a run can cost.
-const DEPOSIT: Amount = Amount(1 << 40);
 /// So long the tenant tries to get what it wants.
 const LASTS: Duration = Duration::from_secs(90);
 /// So long whoever is honest may still settle, and no longer than the product's own bound.
@@ -90,18 +79,8 @@ enum Client {
 
 /// All that a case is played with.
 struct Stage {
-    bank: Bank,
-    scene: Scene,
-    terms: Terms,
-    /// The tenant's channel, and the provider's to the relay.
-    pursers: [Purser; 2],
-    /// The tenant's ledger, the provider's and the relay's.
-    ledgers: [Ledger; 3],
-    provider: Party,
-    ours: Session,
-    theirs: Session,
-    view: Arc<Mutex<HolderView>>,
-    waits: Arc<Mutex<Option<Account>>>,
+    deal: Deal,
+    meeting: Meeting,
     wires: Arc<Mutex<Wires>>,
     stranger: Arc<Mutex<Stranger>>,
 }
@@ -139,9 +118,9 @@ impl Case {
             };
         }
         // The provider's home came first.
-        let line = stage.scene.sites[1].host;
+        let line = stage.deal.scene.sites[1].host;
         let acks = (self.tenant == TenantLie::DelaysAcks)
-            .then(|| tokio::spawn(hold_acks(stage.scene.net.clone(), line)));
+            .then(|| tokio::spawn(hold_acks(stage.deal.scene.net.clone(), line)));
         let all = async { while fetching.join_next().await.is_some() {} };
         let in_time = clock.timeout(LASTS, all).await.is_ok();
         self.settle(&clock, &host, &client).await;
@@ -150,82 +129,25 @@ impl Case {
         }
         let books = Books { case: *self, outcomes: &outcomes, host: &host, client: &client };
         let losses = books.audit(&stage, in_time).await?;
-        stage.ours.close(0, "done");
+        stage.meeting.ours.close(0, "done");
         Ok(losses)
     }
 
     async fn set(&self, clock: Clock, rng: &mut Rng) -> Result<Stage> {
-        let mut bank = Bank::open(rng.split())?;
-        let (relay_wallet, provider_wallet) = (bank.wallet(), bank.wallet());
-        let ledgers = [bank.ledger("tenant")?, bank.ledger("provider")?, bank.ledger("relay")?];
         let line = self.relay.line(Duration::from_millis(10));
-        let seed = rng.number();
-        let charge = |_, config: &mut sluice_relay::RelayConfig| {
-            bank.charge(config, &relay_wallet, ledgers[2].clone());
-            config.price = PRICE;
-            // The smallest window.
-            config.rate_max = 1_000_000;
-            config.starter_bytes = 0;
-            Ok(())
-        };
-        let mut scene = Scene::charging(clock.clone(), seed, &[line], charge).await?;
-        let pursers = [
-            bank.channel(&provider_wallet, DEPOSIT).await?,
-            bank.channel(&relay_wallet, DEPOSIT).await?,
-        ];
+        let mut deal = Deal::open(clock, rng.split(), &[line]).await?;
         let home = HomeSpec {
             up: megabits(20, Duration::from_millis(10)),
             down: megabits(40, Duration::from_millis(10)),
             ..HomeSpec::default()
         };
-        let (view, waits) = <(Arc<Mutex<HolderView>>, Arc<Mutex<Option<Account>>>)>::default();
-        let mut provider = scene.party(&home, AcceptPolicy::Invited(SECRET))?;
-        let wires = Wires::watch(&scene.net, provider.host, scene.relays[0].addr.addr.ip());
-        let stranger = Stranger::join(&scene.net, self.stranger, rng.split());
-        let (sender, events) = mpsc::channel(EVENTS);
-        let link = provider.node.link(scene.relays[0].addr, Some(sender));
-        let holder = Holder {
-            key: provider.key.clone(),
-            ledger: ledgers[1].clone(),
-            purser: pursers[1].clone(),
-            clock: clock.clone(),
-            ear: self.ear(),
-            waits: waits.clone(),
-            view: view.clone(),
-        };
-        tokio::spawn(holder.hold(link.clone(), events));
-        let mut state = link.state();
-        let reserved = state.wait_for(|s| matches!(s, LinkState::Reserved(_)));
-        scene.within("a reservation", reserved).await??;
-        provider.links.push(link);
-        let tenant = scene.tenant(&home, 1).await?;
-        let (ours, theirs) = scene.session(&tenant, &provider).await?;
-        let terms = Terms {
-            lease: LeaseId(rng.bytes()),
-            payer: tenant.node.id(),
-            payee: provider.node.id(),
-            price: PRICE,
-            window: WINDOW_MIN,
-            payment: Some(bank.payment(&provider_wallet)),
-            starter_bytes: 0,
-            idle_timeout_s: 600,
-            expires_unix_s: u64::MAX >> 1,
-            rate_max: 1_000_000_000,
-        };
-        Ok(Stage {
-            bank,
-            scene,
-            terms,
-            pursers,
-            ledgers,
-            provider,
-            ours,
-            theirs,
-            view,
-            waits,
-            wires,
-            stranger,
-        })
+        let stranger = Stranger::join(&deal.scene.net, self.stranger, rng.split());
+        let wires = Arc::new(Mutex::new(Wires::default()));
+        let relay = deal.scene.relays[0].addr.addr.ip();
+        let (ear, watching) = (self.ear(), wires.clone());
+        let watch = |net: &Net, host| Wires::watch(watching, net, host, relay);
+        let meeting = deal.meet(&home, &home, 1, ear, watch).await?;
+        Ok(Stage { deal, meeting, wires, stranger })
     }
 
     fn ear(&self) -> Ear {
@@ -238,47 +160,33 @@ impl Case {
     }
 
     async fn host(&self, stage: &Stage) -> Result<Host> {
-        let (clock, terms) = (stage.scene.net.clock().clone(), stage.terms.clone());
-        let session = stage.theirs.clone();
+        let Stage { deal, meeting, .. } = stage;
         if matches!(self.provider, ProviderLie::None | ProviderLie::OwesRelay) {
-            let options = ServeOptions {
-                key: stage.provider.key.clone(),
-                ledger: stage.ledgers[1].clone(),
-                terms,
-                purser: stage.pursers[0].clone(),
-                clock,
-                waits: stage.waits.clone(),
-            };
-            return Ok(Host::Honest(serve(session, options).await?));
+            return Ok(Host::Honest(deal.serve(meeting).await?));
         }
-        let (lease, channel) = (terms.lease, stage.pursers[0].purse.channel);
-        let payee = Payee::new(terms, Some(channel), 1, None);
+        let (clock, session) = (deal.scene.net.clock().clone(), meeting.theirs.clone());
+        let lease = meeting.terms.lease;
+        let payee = Payee::new(meeting.terms.clone(), Some(deal.purser.purse.channel), 1, None);
         let cheat = provider::Cheat::new(self.provider, session, clock, lease, payee);
         tokio::spawn(cheat.clone().cheat());
         Ok(Host::Cheat(cheat))
     }
 
     async fn client(&self, stage: &mut Stage, rng: &mut Rng) -> Result<Client> {
-        let (clock, terms) = (stage.scene.net.clock().clone(), stage.terms.clone());
-        let session = stage.ours.clone();
-        let purser = &stage.pursers[0];
+        let Stage { deal, meeting, .. } = stage;
         if matches!(self.tenant, TenantLie::None | TenantLie::DelaysAcks) {
-            let (key, ledger) = (&stage.provider.key, stage.ledgers[0].clone());
-            let guest = Guest::begin(&session, key, ledger, terms, purser, clock).await?;
-            return Ok(Client::Honest(guest));
+            return Ok(Client::Honest(deal.guest(meeting).await?));
         }
-        let mut purse = purser.purse.clone();
+        let mut purse = deal.purser.purse.clone();
         if self.tenant == TenantLie::StrangersChannel {
             // It pays the same provider, from somebody else's money: the key is not the tenant's.
-            let payee = purser.payee().clone();
-            let stranger = stage.bank.channel(&payee, DEPOSIT).await?;
-            let key: WalletKey = purse.key;
-            purse = stranger.purse;
-            purse.key = key;
+            purse.channel = deal.strangers_channel().await?.purse.channel;
         }
+        let (clock, session) = (deal.scene.net.clock().clone(), meeting.ours.clone());
+        let terms = &meeting.terms;
         let payer = Payer::new(terms.clone(), Some(purse.clone()), 1, None);
         let second = (self.tenant == TenantLie::Equivocates)
-            .then(|| Payer::new(terms, Some(purse), 1, None));
+            .then(|| Payer::new(terms.clone(), Some(purse), 1, None));
         let cheat = tenant::Cheat::new(self.tenant, session, clock, payer, second, rng.split());
         tokio::spawn(cheat.clone().pay());
         Ok(Client::Cheat(cheat))
@@ -299,10 +207,6 @@ impl Case {
         tokio::join!(ours, theirs);
         clock.sleep(SETTLES).await;
     }
-}
-
-fn megabits(rate: u64, delay: Duration) -> LinkSpec {
-    LinkSpec { rate: Some(rate * 1_000_000), ..LinkSpec::delay(delay) }
 }
 
 /// A receiver that delays its acknowledgements: nothing leaves its line for most of the time.

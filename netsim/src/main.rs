@@ -49,6 +49,9 @@ struct Sim {
     /// Run each twice and compare the digests of what was delivered.
     #[arg(long)]
     twice: bool,
+    /// The session is paid for, and so are the relays; the books are compared after the faults.
+    #[arg(long)]
+    paid: bool,
     /// End with one line of JSON.
     #[arg(long)]
     json: bool,
@@ -106,10 +109,12 @@ fn run_sim(options: &Sim) -> Result<ExitCode> {
     let one = options.which.seed.map(|seed| seed..seed + 1);
     let range = one.or_else(|| options.which.seeds.clone()).unwrap_or(0..1);
     let seeds: Vec<u64> = range.collect();
+    let run = if options.paid { sim::run_paid } else { sim::run };
+    let paid = if options.paid { " --paid" } else { "" };
     let work = |seed: &u64| {
-        let summary = sim::run(*seed)?;
+        let summary = run(*seed)?;
         if options.twice {
-            let again = sim::run(*seed)?;
+            let again = run(*seed)?;
             let (first, second) =
                 ((summary.digest, summary.packets), (again.digest, again.packets));
             anyhow::ensure!(first == second, "seed {seed}: two runs differ: {first:?}, {second:?}");
@@ -118,7 +123,7 @@ fn run_sim(options: &Sim) -> Result<ExitCode> {
     };
     let outcomes = pool::run(&seeds, work, |seed, outcome| match outcome {
         Ok(summary) => say(&format!("seed {seed:4}  {:016x}  {summary}", summary.digest.value())),
-        Err(error) => say(&format!("FAILED: sim --seed {seed}: {error:#}")),
+        Err(error) => say(&format!("FAILED: sim --seed {seed}{paid}: {error:#}")),
     });
     let failed = outcomes.iter().filter(|o| o.is_err()).count();
     let figures = [

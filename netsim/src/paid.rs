@@ -6,6 +6,7 @@
 //! bytes. Programs are made up ([`Program`]): what they say can be foretold, so each end checks it.
 
 mod bank;
+mod deal;
 mod holder;
 mod program;
 mod provider;
@@ -13,6 +14,7 @@ mod tenant;
 
 pub(crate) use bank::stored;
 pub use bank::{Bank, Purser};
+pub use deal::{Deal, Meeting, RelayEdge, megabits};
 pub use holder::{Ear, Holder, HolderView};
 pub use program::{Asked, Outcome, Program};
 pub use provider::{ServeOptions, Served, serve};

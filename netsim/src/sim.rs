@@ -1,6 +1,7 @@
 //! A whole run from one number: topology, traffic, faults, and what the checkers say of it.
 
 mod fault;
+mod paid;
 mod topology;
 
 use std::collections::BTreeSet;
@@ -22,6 +23,7 @@ use crate::time;
 use crate::workload::{self, Received};
 
 pub use fault::{Fault, Timed};
+pub use paid::run_paid;
 pub use topology::Topology;
 
 /// Streams begin within this.

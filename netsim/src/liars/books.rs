@@ -23,9 +23,7 @@ pub(super) struct Wires {
 }
 
 impl Wires {
-    pub(super) fn watch(net: &Net, host: PlaceId, relay: IpAddr) -> Arc<Mutex<Self>> {
-        let wires = Arc::new(Mutex::new(Self::default()));
-        let watching = wires.clone();
+    pub(super) fn watch(watching: Arc<Mutex<Self>>, net: &Net, host: PlaceId, relay: IpAddr) {
         net.watch(Box::new(move |_, place, seen, packet| {
             let first = packet.bytes.first().copied().unwrap_or_default();
             if place != host || !frame::is_frame(first) || first == frame::PROBE {
@@ -39,7 +37,6 @@ impl Wires {
                 wires.received += len;
             }
         }));
-        wires
     }
 }
 
@@ -80,26 +77,26 @@ pub(super) struct Books<'a> {
 impl Books<'_> {
     /// Compares everything. `in_time` tells whether the tenant got all that it wanted.
     pub(super) async fn audit(&self, stage: &Stage, in_time: bool) -> Result<Losses> {
-        let lease = stage.terms.lease;
+        let lease = stage.meeting.terms.lease;
         let down: u64 = self.outcomes.iter().map(|o| o.heard()).sum();
         let (up, wrong) = self.heard_up();
         ensure!(!wrong && !self.outcomes.iter().any(|o| o.is_wrong()), "a byte is wrong");
         let earned = match self.host {
-            Host::Honest(_) => stage.ledgers[1].newest_earned(lease).await?,
+            Host::Honest(_) => stage.deal.provider_ledger.newest_earned(lease).await?,
             Host::Cheat(cheat) => cheat.newest().as_ref().map(crate::paid::stored),
         };
         let paid = counts(earned.as_ref());
         let mut losses = Losses { heard: [down, up], paid: sum(paid), ..Losses::default() };
-        losses.windows = [stage.terms.window, stage.view.lock().window];
+        losses.windows = [stage.meeting.terms.window, stage.deal.edges[0].view.lock().window];
         losses.stranger = stage.stranger.lock().bytes();
-        losses.noticed = self.noticed() + stage.view.lock().lies;
+        losses.noticed = self.noticed() + stage.deal.edges[0].view.lock().lies;
         if let Host::Honest(served) = self.host {
             // Its own count, and that of whoever heard the bytes: the higher is what it gave.
             let counted = sum(served.account.snapshot().counted);
             losses.provider = Some(counted.max(down + up).saturating_sub(sum(paid)));
         }
         if self.tenant_is_honest() {
-            let signed = counts(stage.ledgers[0].newest_signed(lease).await?.as_ref());
+            let signed = counts(stage.deal.tenant_ledger.newest_signed(lease).await?.as_ref());
             losses.tenant = Some(signed.down.saturating_sub(down) + signed.up.saturating_sub(up));
         } else if let Client::Cheat(cheat) = self.client
             && self.case.tenant != TenantLie::StrangersChannel
@@ -108,7 +105,7 @@ impl Books<'_> {
             ensure!(cheat.stated().covers(paid), "{paid} was paid, but {} stated", cheat.stated());
         }
         self.audit_relay(stage, &mut losses, up).await?;
-        redeemed(stage, &stage.pursers[0], earned.as_ref()).await?;
+        redeemed(stage, &stage.deal.purser, earned.as_ref()).await?;
         if self.case.must_succeed() {
             ensure!(in_time && self.outcomes.iter().all(|o| o.is_whole()), "not all arrived");
             if let (Client::Honest(guest), Host::Honest(served)) = (self.client, self.host) {
@@ -129,12 +126,12 @@ impl Books<'_> {
     }
 
     async fn audit_relay(&self, stage: &Stage, losses: &mut Losses, up: u64) -> Result<()> {
-        let relay = stage.scene.relays[0].process().context("the relay lives")?;
+        let relay = stage.deal.scene.relays[0].process().context("the relay lives")?;
         let stats = relay.stats();
         let meter = stats.meters.first().context("the relay has an account")?;
         let (earned, signed) = (
-            stage.ledgers[2].newest_earned(meter.lease).await?,
-            stage.ledgers[1].newest_signed(meter.lease).await?,
+            stage.deal.edges[0].ledger.newest_earned(meter.lease).await?,
+            stage.deal.provider_ledger.newest_signed(meter.lease).await?,
         );
         if !matches!(self.case.relay, RelayLie::Inflates) {
             let lost = sum(meter.counts).saturating_sub(sum(counts(earned.as_ref())));
@@ -148,7 +145,7 @@ impl Books<'_> {
             let bound = grant_limit(up, wires.counted, true);
             losses.flood = Some(signed.down.saturating_sub(bound));
         }
-        redeemed(stage, &stage.pursers[1], earned.as_ref()).await
+        redeemed(stage, &stage.deal.edges[0].purser, earned.as_ref()).await
     }
 
     fn heard_up(&self) -> (u64, bool) {
@@ -183,7 +180,7 @@ impl Books<'_> {
 /// The chain pays the payee what its newest voucher says, and nothing else.
 async fn redeemed(stage: &Stage, purser: &Purser, newest: Option<&StoredVoucher>) -> Result<()> {
     let due = newest.map_or(Amount(0), |v| v.amount);
-    let paid = stage.bank.redeem(purser, newest).await?;
+    let paid = stage.deal.bank.redeem(purser, newest).await?;
     ensure!(paid == due, "the voucher says {due}, but the chain paid {paid}");
     Ok(())
 }

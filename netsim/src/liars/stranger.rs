@@ -100,8 +100,11 @@ impl StrangerLie {
             Self::Elsewhere => Packet { src: elsewhere, ..packet },
             Self::Forges => {
                 let mut bytes = packet.bytes.to_vec();
-                // Anywhere but in the first byte, which says what it is.
-                let at = 1 + rng.below(bytes.len() as u64 - 1) as usize;
+                // Not in the first byte, which says what it is, and not beyond what the tag covers:
+                // there somebody who is faster than the path can spoil what was sent anyway, as
+                // whoever sits on it can by dropping it.
+                let covered = bytes.len().min(frame::HEADER_LEN + frame::TAG_COVERS);
+                let at = 1 + rng.below(covered as u64 - 1) as usize;
                 bytes[at] ^= 1 << rng.below(8);
                 let src = if rng.chance(0.5) { packet.src } else { elsewhere };
                 Packet { src, bytes: Bytes::from(bytes), ..packet }

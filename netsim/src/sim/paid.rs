@@ -1,0 +1,123 @@
+//! A run from a seed whose session is paid for: after random faults the three parties' books agree.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use sluice_ledger::StoredVoucher;
+use sluice_metering::Counts;
+use sluice_transport::{Clock, PathKind};
+use tokio::task::JoinSet;
+
+use super::{FINISH_WITHIN, STREAM_MAX, Summary, Topology, fault};
+use crate::paid::{Asked, Deal, Ear, Guest, Meeting, Outcome, Served, fetch};
+use crate::rng::Rng;
+use crate::scene::allow_direct;
+use crate::time;
+
+/// Runs a seed with a paid session.
+///
+/// # Errors
+/// When not all arrives, a byte was billed twice, or more than a window was lost.
+pub fn run_paid(seed: u64) -> Result<Summary> {
+    time::run(async |clock| play(clock, seed).await).with_context(|| format!("seed {seed}"))
+}
+
+async fn play(clock: Clock, seed: u64) -> Result<Summary> {
+    let mut rng = Rng::new(seed);
+    let topology = Topology::draw(&mut rng);
+    let faults = fault::draw(&mut rng, &topology);
+    let mut deal = Deal::open(clock.clone(), rng.split(), &topology.relays).await?;
+    let relays = 2.min(topology.relays.len());
+    let (provider, tenant) = (&topology.provider, &topology.tenant);
+    let meeting = deal.meet(provider, tenant, relays, Ear::True, |_, _| {}).await?;
+    if topology.direct {
+        let candidates = allow_direct(&meeting.ours, &meeting.theirs);
+        deal.scene.within("the candidates", candidates).await??;
+    }
+    let served = deal.serve(&meeting).await?;
+    let guest = deal.guest(&meeting).await?;
+    let began = deal.scene.net.elapsed();
+    let mut fetching = JoinSet::new();
+    let outcomes: Vec<Arc<Outcome>> = (0..2 + rng.below(4)).map(|_| Arc::default()).collect();
+    for outcome in &outcomes {
+        let (up, down) = (rng.below(STREAM_MAX / 2), rng.below(STREAM_MAX));
+        let asked = Asked { seed: rng.number() >> 1, up, down };
+        fetching.spawn(fetch(guest.clone(), asked, outcome.clone()));
+    }
+    fault::befall(&mut deal.scene, &faults).await?;
+    let all = async {
+        while let Some(ended) = fetching.join_next().await {
+            ended??;
+        }
+        anyhow::Ok(())
+    };
+    let finished = clock.timeout(FINISH_WITHIN, all).await;
+    let stalls = (guest.account.snapshot().stalled, served.account.snapshot().stalled);
+    finished.ok().with_context(|| format!("the streams did not arrive; {stalls:?}"))??;
+    let settled = tokio::join!(guest.account.settle(), served.account.settle());
+    ensure!(settled == (true, true), "the accounts did not settle: {settled:?}");
+    let bytes = compare(&deal, &meeting, &guest, &served, &outcomes).await?;
+    let (digest, packets) = deal.scene.net.digest();
+    let took = deal.scene.net.elapsed() - began;
+    let is_direct = meeting.ours.path().borrow().is_some_and(|p| p.kind == PathKind::Direct);
+    Ok(Summary { topology, faults, digest, packets, took, bytes, is_direct })
+}
+
+/// What was heard, what either end counts, what is on either's disk and what the chain pays are one
+/// number; no relay is owed more than a window. The bytes.
+async fn compare(
+    deal: &Deal,
+    meeting: &Meeting,
+    guest: &Guest,
+    served: &Served,
+    outcomes: &[Arc<Outcome>],
+) -> Result<u64> {
+    let theirs = served.outcomes.lock().clone();
+    for outcome in outcomes.iter().chain(&theirs) {
+        ensure!(outcome.is_whole() && !outcome.is_wrong(), "a stream is not whole: {outcome:?}");
+    }
+    let heard = |all: &[Arc<Outcome>]| all.iter().map(|o| o.heard()).sum::<u64>();
+    let heard = Counts { up: heard(&theirs), down: heard(outcomes) };
+    let lease = meeting.terms.lease;
+    let signed = deal.tenant_ledger.newest_signed(lease).await?;
+    let earned = deal.provider_ledger.newest_earned(lease).await?;
+    for (who, counts) in [
+        ("the tenant counts", guest.account.snapshot().counted),
+        ("the provider counts", served.account.snapshot().counted),
+        ("the tenant signed for", counts(signed.as_ref())),
+        ("the provider was paid for", counts(earned.as_ref())),
+    ] {
+        ensure!(counts == heard, "{who} {counts}, but {heard} were heard");
+    }
+    let unpaid = served.account.snapshot().unpaid_max;
+    ensure!(unpaid <= meeting.terms.window, "{unpaid} bytes were unpaid at a time");
+    let lies = guest.account.snapshot().lies + served.account.snapshot().lies;
+    ensure!(lies == 0, "honest parties accused each other {lies} times");
+    let paid = deal.bank.redeem(&deal.purser, earned.as_ref()).await?;
+    let bytes = heard.up + heard.down;
+    ensure!(paid.0 == u128::from(bytes), "the chain paid {paid} for {bytes} bytes");
+    compare_relays(deal).await?;
+    Ok(bytes)
+}
+
+async fn compare_relays(deal: &Deal) -> Result<()> {
+    for (relay, edge) in deal.scene.relays.iter().zip(&deal.edges) {
+        let view = *edge.view.lock();
+        ensure!(view.lies == 0, "an honest relay was accused {} times", view.lies);
+        let (Some(process), Some(lease)) = (relay.process(), view.lease) else { continue };
+        let stats = process.stats();
+        let Some(meter) = stats.meters.iter().find(|meter| meter.lease == lease) else { continue };
+        let earned = counts(edge.ledger.newest_earned(lease).await?.as_ref());
+        let signed = counts(deal.provider_ledger.newest_signed(lease).await?.as_ref());
+        ensure!(signed.covers(earned), "a relay earned {earned}, but {signed} was signed");
+        let (up, down) = (meter.counts.up, meter.counts.down);
+        let owed = (up + down).saturating_sub(earned.up + earned.down);
+        ensure!(owed <= view.window, "a relay is owed {owed} bytes");
+        ensure!(meter.unpaid_max <= view.window, "it was owed {} bytes", meter.unpaid_max);
+    }
+    Ok(())
+}
+
+fn counts(voucher: Option<&StoredVoucher>) -> Counts {
+    voucher.map_or(Counts::default(), |v| Counts { up: v.up, down: v.down })
+}
