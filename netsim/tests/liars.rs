@@ -1,7 +1,7 @@
 //! A fast slice of the liars, and controls for those who keep the books.
 
 use netsim::liars::{Case, Losses, ProviderLie, RelayLie, Report, StrangerLie, TenantLie, cases};
-use netsim::pool;
+use netsim::{pool, sim};
 
 const HONEST: Case = Case {
     tenant: TenantLie::None,
@@ -39,6 +39,17 @@ fn honest_parties_agree_to_the_byte_whatever_the_network_does() {
     for (case, losses) in cases.iter().zip(within_a_window(&cases)) {
         assert_eq!((losses.provider, losses.tenant), (Some(0), Some(0)), "{case}");
         assert_eq!(losses.paid, losses.heard.iter().sum::<u64>(), "{case}");
+    }
+}
+
+#[test]
+fn after_random_faults_the_three_parties_books_agree() {
+    let seeds: Vec<u64> = (0..8).collect();
+    let outcomes = pool::run(&seeds, |seed| sim::run_paid(*seed), |_, _| {});
+    for (seed, outcome) in seeds.iter().zip(outcomes) {
+        if let Err(error) = outcome {
+            panic!("replay with `sim --seed {seed} --paid`: {error:#}");
+        }
     }
 }
 
