@@ -54,7 +54,7 @@ const OF_FILES: &[(&str, usize, &str)] = &[
     ("crates/sluice/src/state.rs", 2, "crates/sluice/src/state.rs::keys"),
     ("crates/sluice/src/wallet/keystore.rs", 4, "keystores"),
     ("crates/transport/src/knock.rs", 4, "crates/transport/src/knock/fed.rs::knocks_and_probes"),
-    ("crates/transport/src/node.rs", 1, "messages"),
+    ("crates/transport/src/node/rendezvous.rs", 1, "messages"),
     ("proto/src/eth.rs", 7, "ids_and_addresses"),
     ("proto/src/frame.rs", 3, "frames"),
     ("proto/src/ids.rs", 2, "ids_and_addresses"),

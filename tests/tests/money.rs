@@ -261,6 +261,7 @@ fn a_watchtower_saves_earnings_on_a_real_node() -> Result<()> {
         finality: Finality::Confirmations(1),
         chain_id: None,
         patience: PATIENCE_DEFAULT,
+        other_urls: Vec::new(),
     };
     let chain = runtime.block_on(async { Chain::connect_rpc(config).await?.deploy_dev().await })?;
     let (contract, token) = (chain.domain().contract, chain.token());

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use sluice_proto::{Amount, ChannelKey, Domain, EthAddress, Voucher, WalletKey, WalletSignature};
-use sluice_settlement::{REDEEM_MAX, answer, call};
+use sluice_settlement::{ChannelSlot, REDEEM_MAX, answer, call};
 
 use crate::embedded::{EMBEDDED_CHAIN_ID, Embedded};
 use crate::rpc::Rpc;
@@ -181,7 +181,9 @@ impl Chain {
         self.send("top up a channel", payer, top_up).await.map(|receipt| receipt.with(approval))
     }
 
-    /// The channel as the chain keeps it; `None` if it was never opened.
+    /// The channel as the chain keeps it; `None` if it was never opened. When nodes disagree, what
+    /// is final is what all of them say, and the newest is what must be acted on if any of them is
+    /// right: see [`ChannelSlot::sure`] and [`ChannelSlot::urgent`].
     ///
     /// # Errors
     /// As for any read.
@@ -191,8 +193,18 @@ impl Chain {
         view: View,
     ) -> Result<Option<ChannelState>, ChainError> {
         let data = call::channel(key.id(&self.domain()));
-        let answer = self.read(self.contract()?, data, view).await?;
-        let slot = answer::channel(&answer).ok_or_else(|| self.not_channels())?;
+        let answers = match self {
+            Self::Embedded(embedded) => vec![embedded.call(self.contract()?, data).await?],
+            Self::Rpc(rpc) => rpc.call_each(self.contract()?, data, view).await?,
+        };
+        let views: Vec<_> = answers.iter().filter_map(|bytes| answer::channel(bytes)).collect();
+        if views.is_empty() {
+            return Err(self.not_channels());
+        }
+        let slot = match view {
+            View::Latest => ChannelSlot::urgent(&views),
+            View::Final => ChannelSlot::sure(&views),
+        };
         Ok(slot.map(|slot| ChannelState::new(*key, slot)))
     }
 

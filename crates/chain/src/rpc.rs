@@ -1,6 +1,7 @@
 //! A node of an Ethereum-like network over JSON-RPC.
 
 mod node;
+mod nodes;
 mod send;
 mod tx;
 
@@ -13,7 +14,8 @@ use sluice_proto::{Amount, ChannelId, Domain, EthAddress, Voucher};
 use sluice_settlement::{ChannelEvent, RevertReason, answer, call, channels_code, test_token_code};
 use tokio::sync::Mutex;
 
-use self::node::{Block, Call, Fault, Node, Receipt};
+use self::node::{Block, Call, Fault, Receipt};
+use self::nodes::Nodes;
 use self::send::InFlight;
 use self::tx::Transaction;
 use crate::{ChainError, FeeEstimate, Finality, RpcConfig, TxReceipt, View};
@@ -36,7 +38,7 @@ pub struct Rpc {
 
 #[derive(Debug)]
 struct Shared {
-    node: Node,
+    nodes: Nodes,
     chain_id: u64,
     finality: Finality,
     patience: Duration,
@@ -50,14 +52,11 @@ struct Shared {
 
 impl Rpc {
     pub(crate) async fn connect(cfg: RpcConfig) -> Result<Self, ChainError> {
-        let node = Node::new(&cfg.url)?;
-        let found = node.ask::<U64>("eth_chainId", json!([])).await?.to::<u64>();
-        if let Some(expected) = cfg.chain_id.filter(|expected| *expected != found) {
-            return Err(ChainError::WrongChain { url: node.url, expected, found });
-        }
+        let urls = std::iter::once(&cfg.url).chain(&cfg.other_urls).map(String::as_str);
+        let nodes = Nodes::connect(&urls.collect::<Vec<_>>(), cfg.chain_id).await?;
         let shared = Shared {
-            node,
-            chain_id: found,
+            chain_id: nodes.chain_id,
+            nodes,
             finality: cfg.finality,
             patience: cfg.patience,
             nonce: Mutex::default(),
@@ -128,6 +127,31 @@ impl Rpc {
                 self.node().explain("eth_call", other)
             }
         })
+    }
+
+    /// What each node that can be asked says; at least one does.
+    pub(crate) async fn call_each(
+        &self,
+        to: EthAddress,
+        data: Vec<u8>,
+        view: View,
+    ) -> Result<Vec<Vec<u8>>, ChainError> {
+        let block = self.block_of(view).await?;
+        let call = Call { to: Some(to.0.into()), data: data.into(), ..Call::default() };
+        let answers = self.node().ask_each::<Bytes>("eth_call", json!([call, block])).await;
+        let (mut said, mut failed) = (Vec::new(), None);
+        for answer in answers {
+            match answer {
+                Ok(bytes) => said.push(bytes.into()),
+                Err(fault) => {
+                    failed.get_or_insert(fault);
+                }
+            }
+        }
+        match failed {
+            Some(fault) if said.is_empty() => Err(self.node().explain("eth_call", fault)),
+            Some(_) | None => Ok(said),
+        }
     }
 
     pub(crate) async fn estimate(
@@ -282,8 +306,8 @@ impl Rpc {
 
     // ------------------------------------------------------------ requests
 
-    fn node(&self) -> &Node {
-        &self.shared.node
+    fn node(&self) -> &Nodes {
+        &self.shared.nodes
     }
 
     async fn try_call(&self, to: EthAddress, data: Vec<u8>, block: &str) -> Result<Vec<u8>, Fault> {

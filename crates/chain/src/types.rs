@@ -10,6 +10,9 @@ use sluice_settlement::{ChannelEvent, ChannelSlot, Refusal};
 pub struct RpcConfig {
     /// `http://..` or `https://..`.
     pub url: String,
+    /// Further nodes of the same chain: asked when one does not answer, and for a second opinion on
+    /// channels.
+    pub other_urls: Vec<String>,
     /// Address of `Channels`; absent only on development chains before
     /// [`Chain::deploy_dev`](crate::Chain::deploy_dev).
     pub contract: Option<EthAddress>,

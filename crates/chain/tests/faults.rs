@@ -5,8 +5,8 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -67,6 +67,7 @@ impl Scene {
             finality: Finality::Confirmations(confirmations),
             chain_id: None,
             patience: Duration::from_millis(300),
+            other_urls: Vec::new(),
         };
         let chain = Chain::connect_rpc(cfg).await.unwrap().deploy_dev().await.unwrap();
         let (payer, payee) = (wallet(1), wallet(2));
@@ -270,41 +271,68 @@ struct Way {
     is_cut: Arc<AtomicBool>,
     /// Counts one transaction of each account too many.
     is_ahead: Arc<AtomicBool>,
+    /// Says that it is of chain 1.
+    is_other: Arc<AtomicBool>,
+    /// What it says of channels, whatever was asked: deposit, redeemed, end, period.
+    slot: Arc<Mutex<Option<[u64; 4]>>>,
 }
 
 impl Way {
     fn to(node: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let (is_cut, is_ahead) =
-            (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let (node, cut, ahead) = (node.to_owned(), Arc::clone(&is_cut), Arc::clone(&is_ahead));
+        let way = Self {
+            url: format!("http://{}", listener.local_addr().unwrap()),
+            is_cut: Arc::default(),
+            is_ahead: Arc::default(),
+            is_other: Arc::default(),
+            slot: Arc::default(),
+        };
+        let (node, is_cut, is_ahead) = (node.to_owned(), way.is_cut.clone(), way.is_ahead.clone());
+        let (is_other, slot) = (way.is_other.clone(), way.slot.clone());
+        let lie = move |request: &Value, answer: &mut Value| {
+            let (method, params) = (&request["method"], &request["params"]);
+            if is_other.load(Ordering::Relaxed) && method == "eth_chainId" {
+                answer["result"] = json!("0x1");
+            }
+            let counts = method == "eth_getTransactionCount" && params[1] == "pending";
+            if is_ahead.load(Ordering::Relaxed) && counts {
+                answer["result"] = json!(format!("{:#x}", number(&answer["result"]) + 1));
+            }
+            if let Some(slot) = slot.lock().unwrap().filter(|_| method == "eth_call") {
+                let words: String = slot.iter().map(|word| format!("{word:064x}")).collect();
+                answer["result"] = json!(format!("0x{words}"));
+            }
+        };
         std::thread::spawn(move || {
             for mut near in listener.incoming().map_while(Result::ok) {
                 // While it is cut, connections end at once.
-                if !cut.load(Ordering::Relaxed) {
-                    carry(&mut near, &node, ahead.load(Ordering::Relaxed));
+                if !is_cut.load(Ordering::Relaxed) {
+                    carry(&mut near, &node, &lie);
                 }
             }
         });
-        Self { url, is_cut, is_ahead }
+        way
     }
 
-    async fn connect(&self, scene: &Scene) -> Chain {
-        let cfg = RpcConfig {
+    fn config(&self, scene: &Scene) -> RpcConfig {
+        RpcConfig {
             url: self.url.clone(),
+            other_urls: Vec::new(),
             contract: Some(scene.chain.domain().contract),
             token: Some(scene.chain.token()),
             finality: Finality::Confirmations(1),
             chain_id: Some(sluice_chain::DEV_CHAIN_ID),
             patience: Duration::from_millis(300),
-        };
-        Chain::connect_rpc(cfg).await.unwrap()
+        }
+    }
+
+    async fn connect(&self, scene: &Scene) -> Chain {
+        Chain::connect_rpc(self.config(scene)).await.unwrap()
     }
 }
 
 /// Carries one request to the node, and its answer back.
-fn carry(near: &mut TcpStream, node: &str, is_ahead: bool) {
+fn carry(near: &mut TcpStream, node: &str, lie: &impl Fn(&Value, &mut Value)) {
     let mut text = Vec::new();
     let request: Value = loop {
         let mut buffer = [0; 4096];
@@ -318,12 +346,7 @@ fn carry(near: &mut TcpStream, node: &str, is_ahead: bool) {
         }
     };
     let mut answer = ask_any(node, &request);
-    if is_ahead
-        && request["method"] == "eth_getTransactionCount"
-        && request["params"][1] == "pending"
-    {
-        answer["result"] = json!(format!("{:#x}", number(&answer["result"]) + 1));
-    }
+    lie(&request, &mut answer);
     let body = answer.to_string();
     let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json\r\n";
     let _ = write!(near, "{head}Content-Length: {}\r\n\r\n{body}", body.len());
@@ -351,4 +374,67 @@ async fn a_day_without_a_node_while_the_payer_closes_loses_nothing() {
     scene.chain.advance_dev(48 * 60 * 60).await.unwrap();
     scene.chain.finish_close(&scene.payer, &scene.key).await.unwrap();
     assert_eq!(scene.tokens().await, [600, 400, 0]);
+}
+
+#[tokio::test]
+async fn a_second_node_is_asked_when_the_first_is_away_and_one_of_another_chain_is_refused() {
+    let Some(scene) = Scene::new(1).await else { return };
+    scene.open().await;
+    let way = Way::to(scene.anvil.url());
+    let cfg = way.config(&scene);
+    let both = RpcConfig { other_urls: vec![scene.anvil.url().to_owned()], ..cfg.clone() };
+    let ours = Chain::connect_rpc(both.clone()).await.unwrap();
+    way.is_cut.store(true, Ordering::Relaxed);
+    assert_eq!(ours.redeem(&scene.payee, &[scene.voucher(70)]).await.unwrap().paid(), Amount(70));
+    // Nor does it matter who is away when it begins.
+    let ours = Chain::connect_rpc(both).await.unwrap();
+    assert_eq!(ours.redeem(&scene.payee, &[scene.voucher(80)]).await.unwrap().paid(), Amount(10));
+
+    let Some(other) = Anvil::start_with(&["--chain-id", "5"]) else { return };
+    let mixed = RpcConfig { url: other.url().to_owned(), chain_id: None, ..cfg };
+    let mixed = RpcConfig { other_urls: vec![scene.anvil.url().to_owned()], ..mixed };
+    let error = Chain::connect_rpc(mixed).await.unwrap_err();
+    assert!(matches!(error, ChainError::WrongChain { expected: 5, found: 31_337, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_node_that_comes_back_as_one_of_another_chain_is_not_asked() {
+    let Some(scene) = Scene::new(1).await else { return };
+    scene.open().await;
+    let way = Way::to(scene.anvil.url());
+    let ours = way.connect(&scene).await;
+    way.is_cut.store(true, Ordering::Relaxed);
+    ours.channel(&scene.key, View::Latest).await.unwrap_err();
+    way.is_cut.store(false, Ordering::Relaxed);
+    way.is_other.store(true, Ordering::Relaxed);
+    let error = ours.channel(&scene.key, View::Latest).await.unwrap_err();
+    assert!(matches!(error, ChainError::WrongChain { found: 1, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn of_two_nodes_that_disagree_the_liar_changes_nothing() {
+    let Some(scene) = Scene::new(1).await else { return };
+    scene.open().await;
+    let way = Way::to(scene.anvil.url());
+    for liar_is_first in [true, false] {
+        let mut urls = [way.url.clone(), scene.anvil.url().to_owned()];
+        if !liar_is_first {
+            urls.reverse();
+        }
+        let [url, other] = urls;
+        let cfg = RpcConfig { url, other_urls: vec![other], ..way.config(&scene) };
+        let ours = Chain::connect_rpc(cfg).await.unwrap();
+        // It says that the channel is closed, then that more was deposited.
+        let honest = ours.channel(&scene.key, View::Final).await.unwrap();
+        assert_eq!(honest.unwrap().deposit, Amount(600));
+        *way.slot.lock().unwrap() = Some([600, 0, (1 << 40) - 1, u64::from(PERIOD_S)]);
+        assert_eq!(ours.channel(&scene.key, View::Latest).await.unwrap(), honest);
+        assert_eq!(ours.channel(&scene.key, View::Final).await.unwrap(), None);
+        *way.slot.lock().unwrap() = Some([9_000, 0, 0, u64::from(PERIOD_S)]);
+        assert_eq!(ours.channel(&scene.key, View::Final).await.unwrap(), honest);
+        *way.slot.lock().unwrap() = Some([0; 4]);
+        assert_eq!(ours.channel(&scene.key, View::Latest).await.unwrap(), honest);
+        assert_eq!(ours.channel(&scene.key, View::Final).await.unwrap(), None);
+        *way.slot.lock().unwrap() = None;
+    }
 }

@@ -18,6 +18,7 @@ fn config(url: &str) -> RpcConfig {
         finality: Finality::Confirmations(1),
         chain_id: None,
         patience: PATIENCE_DEFAULT,
+        other_urls: Vec::new(),
     }
 }
 

@@ -162,6 +162,7 @@ async fn on_anvil(test: impl AsyncFnOnce(Chain)) {
         finality: Finality::Confirmations(1),
         chain_id: Some(31_337),
         patience: PATIENCE_DEFAULT,
+        other_urls: Vec::new(),
     };
     test(Chain::connect_rpc(cfg).await.unwrap().deploy_dev().await.unwrap()).await;
 }

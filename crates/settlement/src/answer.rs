@@ -22,6 +22,44 @@ pub struct ChannelSlot {
     pub closed: bool,
 }
 
+impl ChannelSlot {
+    /// What all views of a channel agree on, at least: it may be counted on when any of those who
+    /// tell of it is honest. `None` as soon as one does not know it, or they disagree whether it is
+    /// closed.
+    #[must_use]
+    pub fn sure(views: &[Option<Self>]) -> Option<Self> {
+        views.iter().copied().reduce(|a, b| {
+            let (a, b) = (a?, b?);
+            (a.closed == b.closed).then(|| Self {
+                deposit: a.deposit.min(b.deposit),
+                redeemed: a.redeemed.max(b.redeemed),
+                ..a.with_earlier_close(b)
+            })
+        })?
+    }
+
+    /// What must be acted on if any view of a channel is right: it is there, open and closing soon
+    /// if one of them says so.
+    #[must_use]
+    pub fn urgent(views: &[Option<Self>]) -> Option<Self> {
+        views.iter().flatten().copied().reduce(|a, b| Self {
+            deposit: a.deposit.max(b.deposit),
+            redeemed: a.redeemed.min(b.redeemed),
+            closed: a.closed && b.closed,
+            ..a.with_earlier_close(b)
+        })
+    }
+
+    fn with_earlier_close(self, other: Self) -> Self {
+        let ends = [self.closing_at_unix_s, other.closing_at_unix_s];
+        Self {
+            period_s: self.period_s.min(other.period_s),
+            closing_at_unix_s: ends.into_iter().flatten().min(),
+            ..self
+        }
+    }
+}
+
 /// `closesAt` of a closed channel: the largest 40-bit number.
 const CLOSED: u64 = (1 << 40) - 1;
 

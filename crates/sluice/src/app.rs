@@ -314,7 +314,7 @@ pub(crate) async fn open_chain(config: &Config, own_dir: &Path) -> Result<Option
             let dir = dir.unwrap_or_else(|| own_dir.to_owned());
             Some(Chain::open_embedded(&dir)?.deploy_dev().await?)
         }
-        ChainChoice::Rpc { url, contract, token, chain_id, finality } => {
+        ChainChoice::Rpc { url, other_urls, contract, token, chain_id, finality } => {
             let finality = match finality {
                 Finality::Finalized => ChainFinality::Finalized,
                 Finality::Confirmations(n) => ChainFinality::Confirmations(n),
@@ -325,7 +325,8 @@ pub(crate) async fn open_chain(config: &Config, own_dir: &Path) -> Result<Option
                 );
             }
             let patience = PATIENCE_DEFAULT;
-            let config = RpcConfig { url, contract, token, finality, chain_id, patience };
+            let config =
+                RpcConfig { url, other_urls, contract, token, finality, chain_id, patience };
             Some(Chain::connect_rpc(config).await?)
         }
     })

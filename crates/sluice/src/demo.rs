@@ -183,6 +183,7 @@ async fn open_chain(options: &DemoOptions, folder: &Path) -> Result<Chain> {
                 finality: Finality::Confirmations(1),
                 chain_id: Some(*chain_id),
                 patience: PATIENCE_DEFAULT,
+                other_urls: Vec::new(),
             };
             Chain::connect_rpc(config).await?
         }

@@ -128,7 +128,7 @@ impl Rpc {
     ) -> Result<HandedIn, ChainError> {
         let (raw, hash) = transaction.sign(wallet);
         let params = json!([Bytes::from(raw)]);
-        match self.node().try_ask::<B256>("eth_sendRawTransaction", params).await {
+        match self.node().tell::<B256>("eth_sendRawTransaction", params).await {
             Ok(_) | Err(Fault::Lost(_)) => Ok(HandedIn::Sent(hash)),
             Err(Fault::Refused(reason)) if is_known(&reason) => Ok(HandedIn::Sent(hash)),
             Err(Fault::Refused(reason)) if nonce_was_taken(&reason) => Ok(HandedIn::Taken(reason)),
@@ -251,9 +251,10 @@ impl Rpc {
 
     async fn try_receipt(&self, hash: [u8; 32]) -> Option<Receipt> {
         let params = json!([B256::from(hash)]);
-        let answer = self.node().try_ask("eth_getTransactionReceipt", &params).await;
-        let Ok(Some(receipt @ Receipt { block_number: Some(_), .. })) = answer else { return None };
-        Some(receipt)
+        let answers =
+            self.node().ask_each::<Option<Receipt>>("eth_getTransactionReceipt", &params).await;
+        let receipts = answers.into_iter().filter_map(|answer| answer.ok().flatten());
+        receipts.into_iter().find(|receipt| receipt.block_number.is_some())
     }
 
     async fn nonce(&self, account: EthAddress, at: &str) -> Result<u64, ChainError> {

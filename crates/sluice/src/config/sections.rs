@@ -290,6 +290,8 @@ pub struct ChainSection {
     pub dir: Option<PathBuf>,
     /// RPC: the node's URL.
     pub url: Option<String>,
+    /// RPC: further nodes of the same chain.
+    pub other_urls: Vec<String>,
     /// RPC: the address of `Channels`.
     pub contract: Option<EthAddress>,
     /// RPC: the address of the ERC-20 token.
@@ -316,6 +318,7 @@ impl Default for ChainSection {
             kind: ChainKind::None,
             dir: None,
             url: None,
+            other_urls: Vec::new(),
             contract: None,
             token: None,
             chain_id: None,
@@ -342,6 +345,8 @@ pub enum ChainChoice {
     Rpc {
         /// Its URL.
         url: String,
+        /// Those of further nodes of the same chain.
+        other_urls: Vec<String>,
         /// The address of `Channels`.
         contract: Option<EthAddress>,
         /// The address of the token.
@@ -359,6 +364,7 @@ impl ChainSection {
         section.set("kind", &mut it.kind, text(str::parse::<ChainKind>));
         section.maybe("dir", &mut it.dir, text(path));
         section.maybe("url", &mut it.url, text(url));
+        section.list("other_urls", &mut it.other_urls, url);
         section.maybe("contract", &mut it.contract, text(address));
         section.maybe("token", &mut it.token, text(address));
         section.maybe("chain_id", &mut it.chain_id, number(1, u64::MAX >> 1));
@@ -379,6 +385,9 @@ impl ChainSection {
             ConfigError::of(None, vec![Problem::new(key, what)]).map(|()| ChainChoice::None)
         };
         match (self.kind, &self.url) {
+            (_, None) if !self.other_urls.is_empty() => {
+                refuse("chain.other_urls", "they are beside chain.url, which is missing")
+            }
             (ChainKind::None, None) => Ok(ChainChoice::None),
             (ChainKind::Embedded, None) => Ok(ChainChoice::Embedded { dir: self.dir.clone() }),
             (ChainKind::None | ChainKind::Embedded, Some(_)) => {
@@ -389,6 +398,7 @@ impl ChainSection {
             }
             (ChainKind::Rpc, Some(url)) => Ok(ChainChoice::Rpc {
                 url: url.clone(),
+                other_urls: self.other_urls.clone(),
                 contract: self.contract,
                 token: self.token,
                 chain_id: self.chain_id,
