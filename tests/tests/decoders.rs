@@ -61,7 +61,7 @@ const OF_FILES: &[(&str, usize, &str)] = &[
     ("proto/src/signed.rs", 1, "signatures"),
     ("proto/src/ticket.rs", 5, "tickets"),
     ("proto/src/units.rs", 1, "ids_and_addresses"),
-    ("proto/src/wire.rs", 3, "messages"),
+    ("proto/src/wire.rs", 4, "messages"),
     ("relay/core/src/admission/flows.rs", 1, "messages"),
 ];
 
@@ -321,6 +321,9 @@ fn messages() {
         decode_as_each(bytes);
         if let Some(addr) = wire::decode_addr(bytes) {
             assert_eq!(wire::decode_addr(&wire::encode_addr(addr)), Some(addr));
+        }
+        if let Some(seen) = wire::decode_seen(bytes) {
+            assert_eq!(wire::decode_seen(&wire::encode_addr(seen)), Some(seen));
         }
         let _ = wire::are_first_packets(&[Bytes::copy_from_slice(bytes)]);
         let _ = wire::display_text(&String::from_utf8_lossy(bytes));
