@@ -10,12 +10,15 @@
 //! - [`check`]: onlookers that know nothing of the nodes' insides.
 //! - [`paid`]: sessions and reservations that cost something, with ledgers on disk and a chain.
 //! - [`matrix`], [`failover`], [`sim`], [`liars`]: what the commands run.
+//! - `crash`: the ledger in real processes on a real disk, ended and failed at every call.
 //!
 //! **Architecture invariant:** nothing here is part of a node. Nodes and relays are driven through
 //! their public faces, and know of the simulator only a `Network`, a `Clock` and a `Random`.
 
 pub mod check;
 pub mod class;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod crash;
 pub mod failover;
 pub mod figures;
 pub mod liars;

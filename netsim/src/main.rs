@@ -29,6 +29,12 @@ enum Command {
     Failover(Many),
     /// Who lies, alone or with another, and what the others lose.
     Liars(Liars),
+    /// The ledger, killed and failed at every call, and after power cuts.
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    Crash(netsim::crash::Options),
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    #[command(hide = true)]
+    CrashVictim(netsim::crash::VictimOptions),
 }
 
 #[derive(Debug, Args)]
@@ -96,6 +102,10 @@ fn main() -> Result<ExitCode> {
         Command::Matrix(options) => run_matrix(&options),
         Command::Failover(options) => run_failover(&options),
         Command::Liars(options) => run_liars(&options),
+        #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+        Command::Crash(options) => run_crash(&options),
+        #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+        Command::CrashVictim(options) => options.run(),
     }
 }
 
@@ -203,6 +213,16 @@ fn run_liars(options: &Liars) -> Result<ExitCode> {
     say(&report.table());
     conclude(&report.figures(), options.json);
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn run_crash(options: &netsim::crash::Options) -> Result<ExitCode> {
+    let program = std::env::current_exe()?;
+    let figures = netsim::crash::run(&program, options.plan(), say)?;
+    conclude(&figures, options.json);
+    // A figure that was missed is a voucher that was lost, or a control that did not fail.
+    let met = figures.iter().all(Figure::is_met);
+    Ok(if met { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn conclude(figures: &[Figure], json: bool) {
