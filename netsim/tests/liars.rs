@@ -1,7 +1,16 @@
 //! A fast slice of the liars, and controls for those who keep the books.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use netsim::check::{BYSTANDER_PROBES, Probes};
 use netsim::liars::{Case, Losses, ProviderLie, RelayLie, Report, StrangerLie, TenantLie, cases};
-use netsim::{pool, sim};
+use netsim::net::LinkSpec;
+use netsim::scene::{HomeSpec, Scene};
+use netsim::{pool, sim, time};
+use sluice_path::CANDIDATES_MAX;
+use sluice_proto::wire::encode_addr;
+use sluice_proto::wire::session::Candidates;
 
 const HONEST: Case = Case {
     tenant: TenantLie::None,
@@ -92,6 +101,42 @@ fn a_stranger_on_the_network_moves_nothing_and_costs_nothing() {
         assert!(losses.stranger[0] > 0, "{case}: it did send");
         assert_eq!((losses.provider, losses.tenant), (Some(0), Some(0)), "{case}");
     }
+}
+
+/// Strangers that a peer names each time: far more than are believed.
+const NAMED: u16 = 4096;
+/// So often, others each time.
+const TIMES: u16 = 5;
+
+#[test]
+fn a_peer_that_names_strangers_by_the_thousand_troubles_few_of_them_a_little() {
+    time::run(async |clock| {
+        let line = LinkSpec::delay(Duration::from_millis(5));
+        let mut scene = Scene::new(clock, 1, &[line; 2]).await.expect("relays");
+        let probes = Probes::watch(&scene.net);
+        let provider = scene.provider(&HomeSpec::default(), 2).await.expect("a provider");
+        let tenant = scene.tenant(&HomeSpec::default(), 2).await.expect("a tenant");
+        let (_ours, theirs) = scene.session(&tenant, &provider).await.expect("a session");
+        theirs.set_direct_allowed(true);
+        for time in 0..TIMES {
+            // The documentation's prefix of RFC 3849: somebody else each time.
+            let stranger = |n| Ipv6Addr::new(0x2001, 0xdb8, 0xbad, time, 0, 0, 0, n);
+            let v4 = |n: u16| Ipv4Addr::new(192, 0, (n >> 8) as u8, n as u8);
+            let addresses = (1..=NAMED)
+                .flat_map(|n| [IpAddr::from(stranger(n)), IpAddr::from(v4(n + time * NAMED))])
+                .map(|ip| encode_addr(SocketAddr::new(ip, 443)))
+                .collect();
+            theirs.add_candidates(&Candidates { addresses });
+            scene.sleep(Duration::from_secs(10)).await;
+        }
+        let probes = probes.lock();
+        assert!(probes.total > 0, "the peer was believed at first");
+        let worst = probes.by_target.values().max().copied().unwrap_or_default();
+        assert!(worst <= BYSTANDER_PROBES, "{worst} probes to one of {probes:?}");
+        let targets = probes.by_target.len();
+        let most = usize::from(TIMES) * CANDIDATES_MAX;
+        assert!(targets <= most, "{targets} strangers, more than {most}");
+    });
 }
 
 #[test]
