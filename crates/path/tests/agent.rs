@@ -239,3 +239,29 @@ fn a_direct_path_is_echoed_as_often_as_the_nat_demands_and_one_by_relay_more_oft
     let relay = pair.tenant.silent_since(Path::Relay(1));
     assert!(pair.tenant.is_proven(Path::Relay(1)) && relay.is_none());
 }
+
+#[test]
+fn a_direct_path_in_use_is_echoed_often_however_long_the_nat_remembers() {
+    let mut pair = Pair::new();
+    pair.allow_direct();
+    pair.tenant.set_keepalive(Duration::from_secs(240), pair.now);
+    pair.tenant.add_candidates(&[addr(2)], pair.now);
+    pair.run(300 * MS);
+    pings_of_an_hour(&mut pair);
+    let mut pings = 0;
+    for _ in 0..60 {
+        // A packet every second, which is answered.
+        let activity =
+            Activity { unanswered_since: Some(pair.now), pto: 20 * MS, outstanding: true };
+        pair.tenant.handle_activity(activity, pair.now);
+        while let Some((path, probe)) = pair.tenant.poll_transmit() {
+            let direct = matches!(path, Path::Direct(_));
+            pings += usize::from(direct && matches!(probe, Probe::Ping { .. }));
+            pair.provider.handle_probe(seen_from(path, 1), probe, pair.now);
+        }
+        pair.carry();
+        pair.tenant.handle_activity(Activity { unanswered_since: None, ..activity }, pair.now);
+        pair.run(Duration::from_secs(1));
+    }
+    assert!((3..=6).contains(&pings), "{pings} in a minute");
+}

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Agent, Trial};
+use super::{Agent, KEEP_WARM, Trial};
 use crate::Path;
 use crate::event::{Activity, Event, Probe, Reason};
 
@@ -34,7 +34,19 @@ impl Agent {
             None => self.answered(),
         }
         self.watch_echoes(activity.pto, now);
+        if activity.unanswered_since.is_some() {
+            self.echo_in_use(now);
+        }
         self.handle_timeout(now);
+    }
+
+    /// While packets go out, the path in use is echoed as often as one through a relay is, however
+    /// long the NAT would remember it.
+    fn echo_in_use(&mut self, now: Instant) {
+        let Some(state) = self.selected.and_then(|path| self.paths.get_mut(&path)) else { return };
+        if state.asked.is_none() && state.echoed.is_some_and(|at| at + KEEP_WARM <= now) {
+            state.next_ping = Some(now);
+        }
     }
 
     fn watch_silence(&mut self, since: Instant, activity: Activity, now: Instant) {
