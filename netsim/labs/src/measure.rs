@@ -12,8 +12,10 @@ use crate::internet::Leg;
 const RATE_TOLERANCE: f64 = 0.02;
 /// .. and a delay by this much.
 const DELAY_TOLERANCE: Duration = Duration::from_millis(1);
-/// Other programs may disturb a measurement; one of so many must be right.
-const TRIES: usize = 6;
+/// Other programs may disturb a measurement; one of so many must be right ..
+const TRIES: u32 = 8;
+/// .. with a pause after each that was not, longer each time by this: a compiler beside it has bursts.
+const PAUSE: Duration = Duration::from_millis(500);
 /// Round trips whose median counts.
 const PINGS: usize = 11;
 /// A rate is measured for this long.
@@ -53,12 +55,13 @@ pub(crate) fn leg(leg: &Leg, reference: &Leg) -> Result<()> {
 
 fn again(mut measure: impl FnMut() -> Result<()>) -> Result<()> {
     let mut failure = None;
-    for _ in 0..TRIES {
+    for tried in 1..=TRIES {
         match measure() {
             Ok(()) => return Ok(()),
             Err(error) => {
                 eprintln!("measuring again: {error:#}");
                 failure = Some(error);
+                std::thread::sleep(PAUSE * tried);
             }
         }
     }
