@@ -281,7 +281,9 @@ impl Flow {
             self.first_above = 0;
             return (None, false);
         };
-        if now - waiting.came < CODEL_TARGET_NS || self.fifo.bytes <= QUANTUM as usize {
+        // A link is found free up to a tick late, after what came in that tick.
+        let waited = now.saturating_sub(waiting.came);
+        if waited < CODEL_TARGET_NS || self.fifo.bytes <= QUANTUM as usize {
             self.first_above = 0;
             return (Some(waiting), false);
         }

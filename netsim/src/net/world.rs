@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use quinn_udp::EcnCodepoint;
 use sluice_transport::{Clock, Network};
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 
 use super::event::{Event, Events};
 use super::link::{Link, LinkSpec, Taken};
@@ -115,6 +116,8 @@ impl std::fmt::Debug for World {
 pub struct Net {
     world: Arc<Mutex<World>>,
     driver: Arc<Notify>,
+    /// Of the task that drives it.
+    task: Arc<OnceLock<AbortHandle>>,
     clock: Clock,
     start: Instant,
 }
@@ -142,8 +145,10 @@ impl Net {
             log: std::env::var_os("NETSIM_PACKETS").is_some(),
         };
         let start = clock.now();
-        let net = Self { world: Arc::new(Mutex::new(world)), driver: Arc::default(), clock, start };
-        tokio::spawn(net.clone().drive());
+        let (world, driver) = (Arc::new(Mutex::new(world)), Arc::default());
+        let net = Self { world, driver, task: Arc::default(), clock, start };
+        let task = tokio::spawn(net.clone().drive());
+        net.task.get_or_init(|| task.abort_handle());
         net
     }
 
@@ -214,8 +219,13 @@ impl Net {
     }
 
     /// The digest of all deliveries so far, and how many they were.
+    ///
+    /// # Panics
+    /// When the network itself panicked before: what was seen since is worth nothing.
     #[must_use]
     pub fn digest(&self) -> (Digest, u64) {
+        let gone = self.task.get().is_none_or(AbortHandle::is_finished);
+        assert!(!gone, "the network panicked, see above");
         let world = self.world.lock();
         (world.digest, world.delivered)
     }
