@@ -11,6 +11,7 @@
 //! - [`paid`]: sessions and reservations that cost something, with ledgers on disk and a chain.
 //! - [`matrix`], [`failover`], [`sim`], [`liars`]: what the commands run.
 //! - `crash`: the ledger in real processes on a real disk, ended and failed at every call.
+//! - `fleet`: several processes on one PostgreSQL server, which is killed.
 //!
 //! **Architecture invariant:** nothing here is part of a node. Nodes and relays are driven through
 //! their public faces, and know of the simulator only a `Network`, a `Clock` and a `Random`.
@@ -21,6 +22,8 @@ pub mod class;
 pub mod crash;
 pub mod failover;
 pub mod figures;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod fleet;
 pub mod liars;
 pub mod matrix;
 pub mod nat;

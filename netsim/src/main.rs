@@ -35,6 +35,12 @@ enum Command {
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     #[command(hide = true)]
     CrashVictim(netsim::crash::VictimOptions),
+    /// A fleet's ledger on a PostgreSQL server that is killed again and again.
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    Fleet(netsim::fleet::Options),
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    #[command(hide = true)]
+    FleetMember(netsim::fleet::MemberOptions),
 }
 
 #[derive(Debug, Args)]
@@ -106,6 +112,10 @@ fn main() -> Result<ExitCode> {
         Command::Crash(options) => run_crash(&options),
         #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
         Command::CrashVictim(options) => options.run(),
+        #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+        Command::Fleet(options) => run_fleet(&options),
+        #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+        Command::FleetMember(options) => options.run(),
     }
 }
 
@@ -221,6 +231,18 @@ fn run_crash(options: &netsim::crash::Options) -> Result<ExitCode> {
     let figures = netsim::crash::run(&program, options.plan(), say)?;
     conclude(&figures, options.json);
     // A figure that was missed is a voucher that was lost, or a control that did not fail.
+    let met = figures.iter().all(Figure::is_met);
+    Ok(if met { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn run_fleet(options: &netsim::fleet::Options) -> Result<ExitCode> {
+    let program = std::env::current_exe()?;
+    let Some(figures) = netsim::fleet::run(&program, options, say)? else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    conclude(&figures, options.json);
+    // A figure that was missed is an anomaly, or a control that found none.
     let met = figures.iter().all(Figure::is_met);
     Ok(if met { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,11 +1,11 @@
 //! Channels, and what was done to them on-chain.
 
-use rusqlite::{Connection, OptionalExtension, Row, named_params};
 use sluice_proto::{ChannelId, ChannelKey, Domain, PeerId};
 
+use crate::db::{Db, Row};
 use crate::error::Fault;
-use crate::rows::{address, amount, bytes, count, integer, peer};
-use crate::{ChannelRow, Ledger, LedgerError, RedemptionRow, Role};
+use crate::rows::{address, amount, bytes, count, integer, peer, small};
+use crate::{ChannelRow, ChannelStatus, Ledger, LedgerError, RedemptionKind, RedemptionRow, Role};
 
 impl Ledger {
     /// Inserts a channel, or updates the one of the same id: its deposit, status and period.
@@ -22,11 +22,8 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Read`] when the file cannot be read.
     pub async fn channel(&self, id: ChannelId) -> Result<Option<ChannelRow>, LedgerError> {
-        self.read(move |db| {
-            let mut statement = db.prepare_cached("SELECT * FROM channel WHERE id = ?")?;
-            Ok(statement.query_row([id.0], from_row).optional()?)
-        })
-        .await
+        self.read(move |db| db.row("SELECT * FROM channel WHERE id = $1", &[id.0.into()], from_row))
+            .await
     }
 
     /// The newest channel with a peer that is not closed; `role` is this node's side.
@@ -39,12 +36,12 @@ impl Ledger {
         role: Role,
     ) -> Result<Option<ChannelRow>, LedgerError> {
         self.read(move |db| {
-            let mut statement = db.prepare_cached(
+            db.row(
                 "SELECT * FROM channel
-                 WHERE peer = :peer AND role = :role AND status <> 2 ORDER BY n DESC LIMIT 1",
-            )?;
-            let params = named_params! { ":peer": peer.to_bytes(), ":role": role };
-            Ok(statement.query_row(params, from_row).optional()?)
+                 WHERE peer = $1 AND role = $2 AND status <> 2 ORDER BY n DESC LIMIT 1",
+                &[peer.to_bytes().into(), role.into()],
+                from_row,
+            )
         })
         .await
     }
@@ -54,12 +51,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Read`] when the file cannot be read.
     pub async fn channels(&self) -> Result<Vec<ChannelRow>, LedgerError> {
-        self.read(|db| {
-            let mut statement = db.prepare_cached("SELECT * FROM channel ORDER BY n")?;
-            let channels = statement.query_map([], from_row)?;
-            Ok(channels.collect::<Result<_, _>>()?)
-        })
-        .await
+        self.read(|db| db.rows("SELECT * FROM channel ORDER BY n", &[], from_row)).await
     }
 
     /// Remembers a transaction; the same one again is fine and changes nothing.
@@ -77,44 +69,41 @@ impl Ledger {
     /// [`LedgerError::Read`] when the file cannot be read.
     pub async fn redemptions(&self, channel: ChannelId) -> Result<Vec<RedemptionRow>, LedgerError> {
         self.read(move |db| {
-            let mut statement =
-                db.prepare_cached("SELECT * FROM redemption WHERE channel = ? ORDER BY n")?;
-            let rows = statement.query_map([channel.0], redemption)?;
-            Ok(rows.collect::<Result<_, _>>()?)
+            let sql = "SELECT * FROM redemption WHERE channel = $1 ORDER BY n";
+            db.rows(sql, &[channel.0.into()], redemption)
         })
         .await
     }
 }
 
-fn put(tx: &Connection, channel: &ChannelRow) -> Result<(), Fault> {
-    tx.prepare_cached(
+fn put(db: &Db<'_>, channel: &ChannelRow) -> Result<(), Fault> {
+    db.execute(
         "INSERT INTO channel (id, chain_id, contract, payer, signer, payee, payout, token, salt,
                               deposit, role, peer, status, period_s)
-         VALUES (:id, :chain_id, :contract, :payer, :signer, :payee, :payout, :token, :salt,
-                 :deposit, :role, :peer, :status, :period_s)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
          ON CONFLICT (id) DO UPDATE SET
              deposit = excluded.deposit, status = excluded.status, period_s = excluded.period_s",
-    )?
-    .execute(named_params! {
-        ":id": channel.id.0,
-        ":chain_id": integer("chain_id", channel.domain.chain_id)?,
-        ":contract": channel.domain.contract.0,
-        ":payer": channel.key.payer.0,
-        ":signer": channel.key.signer.0,
-        ":payee": channel.key.payee.0,
-        ":payout": channel.key.payout.0,
-        ":token": channel.key.token.0,
-        ":salt": channel.key.salt,
-        ":deposit": channel.deposit.to_bytes(),
-        ":role": channel.role,
-        ":peer": channel.peer.to_bytes(),
-        ":status": channel.status,
-        ":period_s": channel.period_s,
-    })?;
+        &[
+            channel.id.0.into(),
+            integer("chain_id", channel.domain.chain_id)?.into(),
+            channel.domain.contract.0.into(),
+            channel.key.payer.0.into(),
+            channel.key.signer.0.into(),
+            channel.key.payee.0.into(),
+            channel.key.payout.0.into(),
+            channel.key.token.0.into(),
+            channel.key.salt.into(),
+            channel.deposit.to_bytes().into(),
+            channel.role.into(),
+            channel.peer.to_bytes().into(),
+            channel.status.into(),
+            channel.period_s.into(),
+        ],
+    )?;
     Ok(())
 }
 
-fn from_row(row: &Row<'_>) -> rusqlite::Result<ChannelRow> {
+fn from_row(row: &Row<'_>) -> Result<ChannelRow, Fault> {
     Ok(ChannelRow {
         id: ChannelId(bytes(row, "id")?),
         key: ChannelKey {
@@ -127,37 +116,40 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<ChannelRow> {
         },
         domain: Domain { chain_id: count(row, "chain_id")?, contract: address(row, "contract")? },
         deposit: amount(row, "deposit")?,
-        role: row.get("role")?,
+        role: Role::of(row, "role")?,
         peer: peer(row, "peer")?,
-        status: row.get("status")?,
-        period_s: row.get("period_s")?,
+        status: ChannelStatus::of(row, "status")?,
+        period_s: small(row, "period_s")?,
     })
 }
 
-fn record(tx: &Connection, row: &RedemptionRow) -> Result<(), Fault> {
-    let known = tx.prepare_cached("SELECT 1 FROM channel WHERE id = ?")?.exists([row.channel.0])?;
-    if !known {
+fn record(db: &Db<'_>, row: &RedemptionRow) -> Result<(), Fault> {
+    let known =
+        db.row("SELECT n FROM channel WHERE id = $1", &[row.channel.0.into()], |found| {
+            found.number("n")
+        })?;
+    if known.is_none() {
         return Err(LedgerError::UnknownChannel(row.channel).into());
     }
-    tx.prepare_cached(
-        "INSERT OR IGNORE INTO redemption (channel, kind, amount, tx, gas, at_unix_s)
-         VALUES (:channel, :kind, :amount, :tx, :gas, :at)",
-    )?
-    .execute(named_params! {
-        ":channel": row.channel.0,
-        ":kind": row.kind,
-        ":amount": row.amount.to_bytes(),
-        ":tx": row.tx,
-        ":gas": integer("gas", row.gas)?,
-        ":at": integer("at_unix_s", row.at_unix_s)?,
-    })?;
+    db.execute(
+        "INSERT INTO redemption (channel, kind, amount, tx, gas, at_unix_s)
+         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (channel, tx, kind) DO NOTHING",
+        &[
+            row.channel.0.into(),
+            row.kind.into(),
+            row.amount.to_bytes().into(),
+            row.tx.into(),
+            integer("gas", row.gas)?.into(),
+            integer("at_unix_s", row.at_unix_s)?.into(),
+        ],
+    )?;
     Ok(())
 }
 
-fn redemption(row: &Row<'_>) -> rusqlite::Result<RedemptionRow> {
+fn redemption(row: &Row<'_>) -> Result<RedemptionRow, Fault> {
     Ok(RedemptionRow {
         channel: ChannelId(bytes(row, "channel")?),
-        kind: row.get("kind")?,
+        kind: RedemptionKind::of(row, "kind")?,
         amount: amount(row, "amount")?,
         tx: bytes(row, "tx")?,
         gas: count(row, "gas")?,

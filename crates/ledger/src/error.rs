@@ -156,6 +156,53 @@ pub enum LedgerError {
         /// Whether the same write may succeed later without opening the ledger anew.
         retry: bool,
     },
+    /// The server did not do what it was asked: it is away, or refuses.
+    #[error(
+        "the ledger at {server} cannot be used ({detail}): nothing more is counted or sold on credit \
+         until it can, and nothing is lost; check that PostgreSQL runs there and lets this user in"
+    )]
+    Server {
+        /// Which.
+        server: String,
+        /// What it or the system says.
+        detail: String,
+    },
+    /// The server's settings would lose what it says is durable.
+    #[error("the ledger at {server} would lose vouchers with its server: set {setting} there")]
+    Unsafe {
+        /// Which.
+        server: String,
+        /// What to set.
+        setting: &'static str,
+    },
+    /// Another process of the fleet took over what this one had.
+    #[error(
+        "{what} is kept by {by} now: this process counts and acknowledges nothing more on it; it \
+         goes on there"
+    )]
+    Fenced {
+        /// The channel or lease.
+        what: String,
+        /// Who has it.
+        by: String,
+    },
+    /// Another process of the fleet has it.
+    #[error("{what} is in use by {by}, which shares this ledger: use it there, or ask again later")]
+    Owned {
+        /// The channel or lease.
+        what: String,
+        /// Who has it.
+        by: String,
+    },
+    /// A later process has the name of this one.
+    #[error(
+        "another process writes to the ledger as {member} now: this one writes no more; stop one of \
+         the two, or give each its own state directory"
+    )]
+    Superseded {
+        /// The name.
+        member: String,
+    },
     /// A read failed.
     #[error("the ledger cannot be read ({detail}): check the disk, then start Sluice again")]
     Read {
@@ -172,27 +219,68 @@ impl LedgerError {
     /// what it was asked.
     #[must_use]
     pub fn is_fault(&self) -> bool {
-        matches!(self, Self::Write { .. } | Self::Read { .. } | Self::Closed)
+        matches!(
+            self,
+            Self::Write { .. }
+                | Self::Read { .. }
+                | Self::Server { .. }
+                | Self::Superseded { .. }
+                | Self::Closed
+        )
+    }
+
+    /// Whether the same may be asked again, and succeeds once the ledger's server is back.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Server { .. })
     }
 }
 
 /// Inside a transaction: either a refusal, which changed nothing, or a failure of the database.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum Fault {
     /// What was asked is refused; the rest of the batch goes on.
-    Refused(LedgerError),
-    /// The database failed; the whole batch fails.
-    Sqlite(rusqlite::Error),
+    #[error(transparent)]
+    Refused(#[from] LedgerError),
+    /// The file failed; the whole batch fails.
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    /// The server failed, or the way to it; the whole batch fails.
+    #[error("{}", spelled(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    /// The server did not answer in time.
+    #[error("it does not answer")]
+    Slow,
+    /// A column holds what was never written there.
+    #[error("column {0} does not hold what belongs there")]
+    Column(&'static str),
 }
 
-impl From<rusqlite::Error> for Fault {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Sqlite(error)
+impl Fault {
+    /// What a read that failed is told as.
+    pub(crate) fn of_read(self) -> LedgerError {
+        match self {
+            Self::Refused(error) => error,
+            fault @ (Self::Sqlite(_) | Self::Postgres(_) | Self::Slow | Self::Column(_)) => {
+                LedgerError::Read { detail: fault.to_string() }
+            }
+        }
     }
 }
 
-impl From<LedgerError> for Fault {
-    fn from(error: LedgerError) -> Self {
-        Self::Refused(error)
+/// What a server's error says, and what lies below it.
+fn spelled(error: &tokio_postgres::Error) -> String {
+    if let Some(answer) = error.as_db_error() {
+        return answer.message().to_owned();
     }
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(below) = cause {
+        let said = below.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = below.source();
+    }
+    text
 }

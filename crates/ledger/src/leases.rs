@@ -1,12 +1,13 @@
 //! Leases and reservations.
 
 use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension, Row, named_params};
 use sluice_proto::wire::{self, pay};
 use sluice_proto::{LeaseId, PeerId};
 
+use crate::db::{Db, Row};
 use crate::error::Fault;
-use crate::rows::{amount, bytes, channel, count, integer, peer};
+use crate::fence::{self, Guarded};
+use crate::rows::{amount, bytes, channel, count, flag, integer, peer};
 use crate::{Edge, LeaseRow, Ledger, LedgerError, Role};
 
 impl Ledger {
@@ -48,48 +49,49 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Read`] when the file cannot be read.
     pub async fn leases(&self) -> Result<Vec<LeaseRow>, LedgerError> {
-        self.read(|db| {
-            let mut statement = db.prepare_cached("SELECT * FROM lease ORDER BY n")?;
-            let leases = statement.query_map([], from_row)?;
-            Ok(leases.collect::<Result<_, _>>()?)
-        })
-        .await
+        self.read(|db| db.rows("SELECT * FROM lease ORDER BY n", &[], from_row)).await
     }
 }
 
-fn put(tx: &Connection, lease: &LeaseRow) -> Result<(), Fault> {
+fn put(db: &Db<'_>, lease: &LeaseRow) -> Result<(), Fault> {
     let sessions = integer("sessions", lease.sessions)?;
-    match self::lease(tx, lease.id)? {
+    fence::take(db, Guarded::of(lease.channel, lease.id))?;
+    match self::lease(db, lease.id)? {
         Some(held) => unchanged(&held, lease)?,
-        None => insert(tx, lease)?,
+        None => insert(db, lease)?,
     }
-    tx.prepare_cached(
-        "UPDATE lease SET channel = :channel, base = :base, sessions = :sessions, closed = :closed
-         WHERE id = :id",
-    )?
-    .execute(named_params! {
-        ":id": lease.id.0, ":channel": lease.channel.map(|c| c.0), ":base": lease.base.to_bytes(),
-        ":sessions": sessions, ":closed": lease.closed,
-    })?;
+    db.execute(
+        "UPDATE lease SET channel = $1, base = $2, sessions = $3, closed = $4 WHERE id = $5",
+        &[
+            lease.channel.map(|c| c.0).into(),
+            lease.base.to_bytes().into(),
+            sessions.into(),
+            lease.closed.into(),
+            lease.id.0.into(),
+        ],
+    )?;
     Ok(())
 }
 
-fn insert(tx: &Connection, lease: &LeaseRow) -> Result<(), Fault> {
+fn insert(db: &Db<'_>, lease: &LeaseRow) -> Result<(), Fault> {
     let terms: pay::Terms = wire::decode(lease.terms.clone(), wire::MESSAGE_MAX)
         .map_err(|e| LedgerError::Terms { lease: lease.id, detail: e.to_string() })?;
-    tx.prepare_cached(
+    db.execute(
         "INSERT INTO lease (id, edge, role, peer, terms, terms_signature, expires_unix_s, base,
                             sessions, closed)
-         VALUES (:id, :edge, :role, :peer, :terms, :signature, :expires, :base, 0, 0)",
-    )?
-    .execute(named_params! {
-        ":id": lease.id.0, ":edge": lease.edge, ":role": lease.role,
-        ":peer": lease.peer.to_bytes(), ":terms": &lease.terms[..],
-        ":signature": &lease.terms_signature[..],
-        // Terms that expire after 2^63 seconds never do.
-        ":expires": i64::try_from(terms.expires_unix_s).unwrap_or(i64::MAX),
-        ":base": lease.base.to_bytes(),
-    })?;
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, 0)",
+        &[
+            lease.id.0.into(),
+            lease.edge.into(),
+            lease.role.into(),
+            lease.peer.to_bytes().into(),
+            lease.terms[..].into(),
+            lease.terms_signature[..].into(),
+            // Terms that expire after 2^63 seconds never do.
+            i64::try_from(terms.expires_unix_s).unwrap_or(i64::MAX).into(),
+            lease.base.to_bytes().into(),
+        ],
+    )?;
     Ok(())
 }
 
@@ -107,48 +109,46 @@ fn unchanged(held: &LeaseRow, offered: &LeaseRow) -> Result<(), LedgerError> {
     }
 }
 
-fn lease(db: &Connection, id: LeaseId) -> Result<Option<LeaseRow>, Fault> {
-    let found = db
-        .prepare_cached("SELECT * FROM lease WHERE id = ?")?
-        .query_row([id.0], from_row)
-        .optional()?;
-    Ok(found)
+fn lease(db: &Db<'_>, id: LeaseId) -> Result<Option<LeaseRow>, Fault> {
+    db.row("SELECT * FROM lease WHERE id = $1", &[id.0.into()], from_row)
 }
 
 fn lease_with(
-    db: &Connection,
+    db: &Db<'_>,
     peer: PeerId,
     edge: Edge,
     role: Role,
     now_unix_s: u64,
 ) -> Result<Option<LeaseRow>, Fault> {
     let now = integer("now", now_unix_s)?;
-    let found = db
-        .prepare_cached(
+    // A fleet's members have leases of their own with one peer.
+    let sql = match db {
+        Db::Sqlite(_) => {
             "SELECT * FROM lease
-             WHERE peer = :peer AND edge = :edge AND role = :role AND closed = 0
-                 AND expires_unix_s > :now
-             ORDER BY n DESC LIMIT 1",
-        )?
-        .query_row(
-            named_params! { ":peer": peer.to_bytes(), ":edge": edge, ":role": role, ":now": now },
-            from_row,
-        )
-        .optional()?;
-    Ok(found)
+             WHERE peer = $1 AND edge = $2 AND role = $3 AND closed = 0 AND expires_unix_s > $4
+             ORDER BY n DESC LIMIT 1"
+        }
+        Db::Postgres(..) => {
+            "SELECT * FROM lease
+             WHERE peer = $1 AND edge = $2 AND role = $3 AND closed = 0 AND expires_unix_s > $4
+                 AND member = current_setting('sluice.member')
+             ORDER BY n DESC LIMIT 1"
+        }
+    };
+    db.row(sql, &[peer.to_bytes().into(), edge.into(), role.into(), now.into()], from_row)
 }
 
-fn from_row(row: &Row<'_>) -> rusqlite::Result<LeaseRow> {
+fn from_row(row: &Row<'_>) -> Result<LeaseRow, Fault> {
     Ok(LeaseRow {
         id: LeaseId(bytes(row, "id")?),
-        edge: row.get("edge")?,
-        role: row.get("role")?,
+        edge: Edge::of(row, "edge")?,
+        role: Role::of(row, "role")?,
         peer: peer(row, "peer")?,
-        terms: Bytes::from(row.get::<_, Vec<u8>>("terms")?),
-        terms_signature: Bytes::from(row.get::<_, Vec<u8>>("terms_signature")?),
+        terms: Bytes::from(row.blob("terms")?),
+        terms_signature: Bytes::from(row.blob("terms_signature")?),
         channel: channel(row, "channel")?,
         base: amount(row, "base")?,
         sessions: count(row, "sessions")?,
-        closed: row.get("closed")?,
+        closed: flag(row, "closed")?,
     })
 }

@@ -3,14 +3,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rusqlite::Connection;
-
+use crate::db::Db;
 use crate::error::Fault;
+use crate::postgres::{self, Postgres, Server};
+use crate::sqlite::Sqlite;
+use crate::store::Store;
 use crate::writer::Shared;
 use crate::{Health, LedgerError};
 
-/// An open ledger. Cheap to clone; the file is closed when the last clone is dropped and what was
-/// asked of it is answered.
+/// An open ledger. Cheap to clone; the file or connection is closed when the last clone is dropped
+/// and what was asked of it is answered.
 #[derive(Debug, Clone)]
 pub struct Ledger {
     shared: Arc<Shared>,
@@ -23,7 +25,7 @@ impl Ledger {
     /// When another process has it open, it is damaged, of a newer schema or not a ledger, or
     /// cannot be opened or made. Nothing was changed then.
     pub fn open(path: &Path) -> Result<Self, LedgerError> {
-        Ok(Self { shared: Shared::open(path.to_owned())? })
+        Ok(Self::of(Store::Sqlite(Sqlite::open(path.to_owned())?)))
     }
 
     /// Opens the ledger at `path` to read it alone, also while another process has it open. Nothing
@@ -32,7 +34,41 @@ impl Ledger {
     /// # Errors
     /// When it is not there, damaged, of another schema than this version's, or not a ledger.
     pub fn open_read_only(path: &Path) -> Result<Self, LedgerError> {
-        Ok(Self { shared: Shared::open_read_only(path.to_owned())? })
+        Ok(Self::of(Store::Sqlite(Sqlite::open_read_only(path.to_owned())?)))
+    }
+
+    /// Joins the ledger of a fleet on a server, as `member`: the name of this process, which no other
+    /// that runs has. Makes the tables if need be.
+    ///
+    /// # Errors
+    /// When the server cannot be used, would lose vouchers, holds a newer ledger or something else,
+    /// or another process runs under that name.
+    pub async fn connect(server: &Server, member: &str) -> Result<Self, LedgerError> {
+        let (to, name) = (server.clone(), member.to_owned());
+        let joined = tokio::task::spawn_blocking(move || Postgres::join(to, &name));
+        let ledger = Self::of(Store::Postgres(joined.await.map_err(|_| LedgerError::Closed)??));
+        postgres::keep_hold(&ledger.shared, server.hold());
+        Ok(ledger)
+    }
+
+    /// Opens the ledger of a fleet to read it alone. Nothing is made, changed or taken; each write is
+    /// refused.
+    ///
+    /// # Errors
+    /// When the server cannot be used, or holds no ledger of this version's schema.
+    pub async fn connect_read_only(server: &Server) -> Result<Self, LedgerError> {
+        let to = server.clone();
+        let opened = tokio::task::spawn_blocking(move || Postgres::read_only(to));
+        Ok(Self::of(Store::Postgres(opened.await.map_err(|_| LedgerError::Closed)??)))
+    }
+
+    fn of(store: Store) -> Self {
+        Self { shared: Shared::new(store) }
+    }
+
+    /// Whether other processes use it too.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared.is_shared()
     }
 
     /// Whether the ledger can be written.
@@ -46,18 +82,18 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Write`] when it cannot.
     pub async fn probe(&self) -> Result<(), LedgerError> {
-        self.write(|tx| {
-            tx.execute("UPDATE counter SET value = value + 1 WHERE name = 'probe'", [])?;
+        self.write(|db| {
+            db.execute("UPDATE counter SET value = value + 1 WHERE name = 'probe'", &[])?;
             Ok(())
         })
         .await
     }
 
-    /// Bounds the file to `pages` of 4,096 bytes (never below what it has); what needs more fails as
+    /// Bounds a file to `pages` of 4,096 bytes (never below what it has); what needs more fails as
     /// on a full disk. `u32::MAX - 1` lifts the bound. Not remembered when the ledger is closed.
     ///
     /// # Errors
-    /// [`LedgerError::Read`] when SQLite fails.
+    /// [`LedgerError::Read`] when SQLite fails, or it is no file.
     pub async fn set_pages_max(&self, pages: u32) -> Result<(), LedgerError> {
         let shared = self.shared.clone();
         let done = tokio::task::spawn_blocking(move || shared.set_pages_max(pages));
@@ -66,14 +102,14 @@ impl Ledger {
 
     pub(crate) async fn read<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+        read: impl Fn(&Db<'_>) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, LedgerError> {
         self.shared.clone().read(read).await
     }
 
     pub(crate) async fn write(
         &self,
-        write: impl FnOnce(&Connection) -> Result<(), Fault> + Send + 'static,
+        write: impl Fn(&Db<'_>) -> Result<(), Fault> + Send + 'static,
     ) -> Result<(), LedgerError> {
         self.shared.clone().write(write).await
     }

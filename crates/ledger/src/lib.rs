@@ -1,4 +1,5 @@
-//! The ledger: vouchers, leases and channels on disk, in one SQLite file.
+//! The ledger: vouchers, leases and channels on disk, in one SQLite file, or for a fleet of relays of
+//! one operator on a PostgreSQL server.
 //!
 //! A voucher counts once it is durable. [`Ledger::record_earned`] and [`Ledger::record_signed`]
 //! return only after the transaction that holds the voucher was synced (WAL,
@@ -18,7 +19,12 @@
 //!   any other failure it accepts nothing more until it is opened anew, since what a failed sync
 //!   left behind is unknown. [`Ledger::health`] tells which.
 //! - **One process.** A lock file beside the ledger keeps a second process out. It is released
-//!   when the last [`Ledger`] is dropped and what it was asked is answered.
+//!   when the last [`Ledger`] is dropped and what it was asked is answered. On a server each channel
+//!   belongs to one process at a time: whose vouchers another took over is told
+//!   [`LedgerError::Fenced`], and must not acknowledge them.
+//! - **It resumes with its server.** While that is away each write is told [`LedgerError::Server`], and
+//!   the next after its return succeeds. When the connection is lost in a COMMIT, the outcome is read
+//!   back before anybody is answered.
 //!
 //! The ledger reads no clock: whoever asks for what is not expired says what time it is. It must be
 //! used inside a tokio runtime.
@@ -26,18 +32,25 @@
 #![warn(clippy::arithmetic_side_effects, clippy::as_conversions, clippy::float_arithmetic)]
 
 mod channels;
+mod db;
 mod error;
+mod fence;
 mod leases;
 mod ledger;
 mod lock;
+mod postgres;
 mod relay;
 mod rows;
 mod schema;
+mod sqlite;
+mod store;
 mod vouchers;
 mod writer;
 
 pub use error::LedgerError;
+pub use fence::Duty;
 pub use ledger::Ledger;
+pub use postgres::{HOLD_DEFAULT, Server, ServerError};
 pub use relay::{KNOCKS_MAX, Starter};
 pub use rows::{
     ChannelRow, ChannelStatus, Edge, LeaseRow, Link, RedemptionKind, RedemptionRow, Role,

@@ -1,8 +1,8 @@
 //! What a node must remember about strangers: starter bytes that it gave, and when they knocked.
 
-use rusqlite::{Connection, OptionalExtension, named_params};
 use sluice_proto::PeerId;
 
+use crate::db::Db;
 use crate::error::Fault;
 use crate::rows::{count, integer};
 use crate::{Ledger, LedgerError};
@@ -70,91 +70,89 @@ impl Ledger {
     }
 }
 
-fn starter(db: &Connection, peer: PeerId, prefix: &str, month: u32) -> Result<Starter, Fault> {
-    let starter = db
-        .prepare_cached(
-            "SELECT
-                 (SELECT coalesce(sum(bytes), 0) FROM starter WHERE peer = :peer) AS to_peer,
-                 (SELECT coalesce(sum(bytes), 0) FROM starter WHERE prefix = :prefix) AS to_prefix,
-                 (SELECT coalesce(sum(bytes), 0) FROM starter WHERE month = :month) AS in_month",
-        )?
-        .query_row(
-            named_params! { ":peer": peer.to_bytes(), ":prefix": prefix, ":month": month },
-            |row| {
-                Ok(Starter {
-                    to_peer: count(row, "to_peer")?,
-                    to_prefix: count(row, "to_prefix")?,
-                    in_month: count(row, "in_month")?,
-                })
-            },
-        )?;
-    Ok(starter)
+fn starter(db: &Db<'_>, peer: PeerId, prefix: &str, month: u32) -> Result<Starter, Fault> {
+    let sql = "SELECT
+             (SELECT CAST(coalesce(sum(bytes), 0) AS BIGINT) FROM starter WHERE peer = $1)
+                 AS to_peer,
+             (SELECT CAST(coalesce(sum(bytes), 0) AS BIGINT) FROM starter WHERE prefix = $2)
+                 AS to_prefix,
+             (SELECT CAST(coalesce(sum(bytes), 0) AS BIGINT) FROM starter WHERE month = $3)
+                 AS in_month";
+    let values = [peer.to_bytes().into(), prefix.into(), month.into()];
+    let given = db.row(sql, &values, |row| {
+        Ok(Starter {
+            to_peer: count(row, "to_peer")?,
+            to_prefix: count(row, "to_prefix")?,
+            in_month: count(row, "in_month")?,
+        })
+    })?;
+    Ok(given.unwrap_or_default())
 }
 
-fn give(tx: &Connection, peer: PeerId, prefix: &str, month: u32, bytes: u64) -> Result<(), Fault> {
-    let given = starter(tx, peer, prefix, month)?;
+fn give(db: &Db<'_>, peer: PeerId, prefix: &str, month: u32, bytes: u64) -> Result<(), Fault> {
+    let given = starter(db, peer, prefix, month)?;
     // No sum may leave 63 bits, or SQLite could no longer add it up.
     for sum in [given.to_peer, given.to_prefix, given.in_month] {
         integer("bytes", sum.saturating_add(bytes))?;
     }
-    tx.prepare_cached(
-        "INSERT INTO starter (peer, prefix, month, bytes) VALUES (:peer, :prefix, :month, :bytes)
-         ON CONFLICT (peer, prefix, month) DO UPDATE SET bytes = bytes + excluded.bytes",
-    )?
-    .execute(named_params! {
-        ":peer": peer.to_bytes(), ":prefix": prefix, ":month": month,
-        ":bytes": integer("bytes", bytes)?,
-    })?;
+    db.execute(
+        "INSERT INTO starter (peer, prefix, month, bytes) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (peer, prefix, month) DO UPDATE SET bytes = starter.bytes + excluded.bytes",
+        &[peer.to_bytes().into(), prefix.into(), month.into(), integer("bytes", bytes)?.into()],
+    )?;
     Ok(())
 }
 
-fn last_knock(db: &Connection, peer: PeerId) -> Result<u64, Fault> {
-    let known = db
-        .prepare_cached("SELECT timestamp_ns FROM knock WHERE peer = ?")?
-        .query_row([peer.to_bytes()], |row| count(row, "timestamp_ns"))
-        .optional()?;
-    match known {
-        Some(timestamp) => Ok(timestamp),
-        None => Ok(db
-            .prepare_cached("SELECT value FROM counter WHERE name = 'knock_floor'")?
-            .query_row([], |row| count(row, "value"))?),
+fn last_knock(db: &Db<'_>, peer: PeerId) -> Result<u64, Fault> {
+    let sql = "SELECT timestamp_ns FROM knock WHERE peer = $1";
+    let known = db.row(sql, &[peer.to_bytes().into()], |row| count(row, "timestamp_ns"))?;
+    if let Some(timestamp) = known {
+        return Ok(timestamp);
     }
+    let sql = "SELECT value FROM counter WHERE name = 'knock_floor'";
+    Ok(db.row(sql, &[], |row| count(row, "value"))?.unwrap_or_default())
 }
 
-fn knock(tx: &Connection, peer: PeerId, timestamp_ns: u64, known_max: u32) -> Result<(), Fault> {
+fn knock(db: &Db<'_>, peer: PeerId, timestamp_ns: u64, known_max: u32) -> Result<(), Fault> {
     let timestamp = integer("timestamp_ns", timestamp_ns)?;
-    if timestamp_ns <= last_knock(tx, peer)? {
+    if timestamp_ns <= last_knock(db, peer)? {
         return Err(LedgerError::StaleKnock.into());
     }
-    tx.prepare_cached(
-        "INSERT INTO knock (peer, timestamp_ns) VALUES (:peer, :timestamp)
-         ON CONFLICT (peer) DO UPDATE SET timestamp_ns = excluded.timestamp_ns",
-    )?
-    .execute(named_params! { ":peer": peer.to_bytes(), ":timestamp": timestamp })?;
-    forget(tx, known_max)
+    // Asked again, since another process may have been told of the same one meanwhile.
+    let changed = db.execute(
+        "INSERT INTO knock (peer, timestamp_ns) VALUES ($1, $2)
+         ON CONFLICT (peer) DO UPDATE SET timestamp_ns = excluded.timestamp_ns
+         WHERE knock.timestamp_ns < excluded.timestamp_ns",
+        &[peer.to_bytes().into(), timestamp.into()],
+    )?;
+    if changed == 0 {
+        return Err(LedgerError::StaleKnock.into());
+    }
+    forget(db, known_max)
 }
 
 /// Forgets the earliest initiator when there are more than `known_max`, raising the floor to it.
-fn forget(tx: &Connection, known_max: u32) -> Result<(), Fault> {
-    let known: u32 =
-        tx.prepare_cached("SELECT count(*) FROM knock")?.query_row([], |row| row.get(0))?;
-    if known > known_max {
-        tx.prepare_cached(
-            "UPDATE counter SET value = max(value, (SELECT min(timestamp_ns) FROM knock))
-             WHERE name = 'knock_floor'",
-        )?
-        .execute([])?;
-        tx.prepare_cached(
+fn forget(db: &Db<'_>, known_max: u32) -> Result<(), Fault> {
+    let known = db.row("SELECT count(*) AS known FROM knock", &[], |row| row.number("known"))?;
+    if known.unwrap_or_default() > i64::from(known_max) {
+        db.execute(
+            "UPDATE counter SET value = (SELECT min(timestamp_ns) FROM knock)
+             WHERE name = 'knock_floor' AND value < (SELECT min(timestamp_ns) FROM knock)",
+            &[],
+        )?;
+        db.execute(
             "DELETE FROM knock
              WHERE peer = (SELECT peer FROM knock ORDER BY timestamp_ns LIMIT 1)",
-        )?
-        .execute([])?;
+            &[],
+        )?;
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use rusqlite::Connection;
+
     use super::*;
 
     fn peer(seed: u8) -> PeerId {
@@ -163,8 +161,9 @@ mod tests {
 
     #[test]
     fn an_initiator_that_was_forgotten_cannot_be_replayed() {
-        let db = Connection::open_in_memory().expect("opens");
-        db.execute_batch(include_str!("schema/v1.sql")).expect("makes the tables");
+        let connection = Connection::open_in_memory().expect("opens");
+        connection.execute_batch(include_str!("schema/v1.sql")).expect("makes the tables");
+        let db = Db::Sqlite(&connection);
         for (seed, timestamp) in [(1, 10), (2, 20), (3, 30)] {
             knock(&db, peer(seed), timestamp, 2).expect("is later");
         }

@@ -1,27 +1,27 @@
 //! What the ledger holds, as its callers see it, and how columns become fields.
 
 use bytes::Bytes;
-use rusqlite::Row;
-use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use sluice_proto::wire::pay;
 use sluice_proto::{Amount, ChannelId, ChannelKey, Domain, EthAddress, LeaseId, PeerId};
 
 use crate::LedgerError;
+use crate::db::{Row, Value};
+use crate::error::Fault;
 
 macro_rules! numbered {
     ($name:ident { $($variant:ident = $number:literal),+ $(,)? }) => {
-        impl ToSql for $name {
-            fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-                let number: i64 = match self { $(Self::$variant => $number),+ };
-                Ok(number.into())
+        impl From<$name> for Value {
+            fn from(value: $name) -> Self {
+                Self::Number(match value { $($name::$variant => $number),+ })
             }
         }
 
-        impl FromSql for $name {
-            fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
-                match value.as_i64()? {
+        impl $name {
+            /// A column as one of these.
+            pub(crate) fn of(row: &Row<'_>, column: &'static str) -> Result<Self, Fault> {
+                match row.number(column)? {
                     $($number => Ok(Self::$variant),)+
-                    other => Err(FromSqlError::OutOfRange(other)),
+                    _ => Err(Fault::Column(column)),
                 }
             }
         }
@@ -188,41 +188,38 @@ pub(crate) fn integer(field: &'static str, value: u64) -> Result<i64, LedgerErro
 }
 
 /// A column as a count.
-pub(crate) fn count(row: &Row<'_>, column: &str) -> rusqlite::Result<u64> {
-    let value: i64 = row.get(column)?;
-    u64::try_from(value).map_err(|_| outside(row, column))
+pub(crate) fn count(row: &Row<'_>, column: &'static str) -> Result<u64, Fault> {
+    u64::try_from(row.number(column)?).map_err(|_| Fault::Column(column))
+}
+
+/// A column as a smaller count.
+pub(crate) fn small(row: &Row<'_>, column: &'static str) -> Result<u32, Fault> {
+    u32::try_from(row.number(column)?).map_err(|_| Fault::Column(column))
+}
+
+/// A column that is true or false.
+pub(crate) fn flag(row: &Row<'_>, column: &'static str) -> Result<bool, Fault> {
+    Ok(row.number(column)? != 0)
 }
 
 /// A column of exactly `N` bytes.
-pub(crate) fn bytes<const N: usize>(row: &Row<'_>, column: &str) -> rusqlite::Result<[u8; N]> {
-    let value: Vec<u8> = row.get(column)?;
-    value.try_into().map_err(|_| outside(row, column))
+pub(crate) fn bytes<const N: usize>(row: &Row<'_>, column: &'static str) -> Result<[u8; N], Fault> {
+    row.blob(column)?.try_into().map_err(|_| Fault::Column(column))
 }
 
-pub(crate) fn amount(row: &Row<'_>, column: &str) -> rusqlite::Result<Amount> {
+pub(crate) fn amount(row: &Row<'_>, column: &'static str) -> Result<Amount, Fault> {
     bytes(row, column).map(|b| Amount(u128::from_be_bytes(b)))
 }
 
-pub(crate) fn address(row: &Row<'_>, column: &str) -> rusqlite::Result<EthAddress> {
+pub(crate) fn address(row: &Row<'_>, column: &'static str) -> Result<EthAddress, Fault> {
     bytes(row, column).map(EthAddress)
 }
 
-pub(crate) fn channel(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<ChannelId>> {
-    let value: Option<Vec<u8>> = row.get(column)?;
-    value.map(|b| b.try_into().map(ChannelId).map_err(|_| outside(row, column))).transpose()
+pub(crate) fn channel(row: &Row<'_>, column: &'static str) -> Result<Option<ChannelId>, Fault> {
+    let value = row.maybe_blob(column)?;
+    value.map(|b| b.try_into().map(ChannelId).map_err(|_| Fault::Column(column))).transpose()
 }
 
-pub(crate) fn peer(row: &Row<'_>, column: &str) -> rusqlite::Result<PeerId> {
-    let value: Vec<u8> = row.get(column)?;
-    PeerId::from_bytes(&value).map_err(|_| outside(row, column))
-}
-
-/// The error for a column that holds what was never written there.
-pub(crate) fn outside(row: &Row<'_>, column: &str) -> rusqlite::Error {
-    let index = row.as_ref().column_index(column).unwrap_or_default();
-    rusqlite::Error::FromSqlConversionFailure(
-        index,
-        rusqlite::types::Type::Blob,
-        format!("column {column} does not hold what belongs there").into(),
-    )
+pub(crate) fn peer(row: &Row<'_>, column: &'static str) -> Result<PeerId, Fault> {
+    PeerId::from_bytes(&row.blob(column)?).map_err(|_| Fault::Column(column))
 }

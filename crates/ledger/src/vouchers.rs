@@ -2,12 +2,13 @@
 
 use bytes::Bytes;
 use prost::Message;
-use rusqlite::{Connection, OptionalExtension, Row, named_params};
 use sluice_proto::wire::pay;
 use sluice_proto::{Amount, ChannelId, LeaseId};
 
+use crate::db::{Db, Row};
 use crate::error::Fault;
-use crate::rows::{amount, bytes, channel, count, integer, outside};
+use crate::fence::{self, Guarded};
+use crate::rows::{amount, bytes, channel, count, integer};
 use crate::{Ledger, LedgerError, Link, Role, StoredVoucher};
 
 /// Most links that are kept for one lease and role. When they are reached, every second one of the
@@ -97,12 +98,13 @@ struct Place {
     channel: Option<ChannelId>,
 }
 
-fn record(tx: &Connection, role: Role, offered: &StoredVoucher) -> Result<(), Fault> {
+fn record(db: &Db<'_>, role: Role, offered: &StoredVoucher) -> Result<(), Fault> {
     let (up, down) = (integer("up", offered.up)?, integer("down", offered.down)?);
     let session = integer("session", offered.session)?;
-    let place = place(tx, offered.lease)?.ok_or(LedgerError::UnknownLease(offered.lease))?;
+    let place = place(db, offered.lease)?.ok_or(LedgerError::UnknownLease(offered.lease))?;
     agrees(offered, &place)?;
-    let held = held(tx, place.lease, role)?;
+    fence::pass(db, Guarded::of(place.channel, offered.lease))?;
+    let held = held(db, place.lease, role)?;
     let moved = moved(offered, held.as_ref())?;
     let step = i64::from(moved);
     let (seq, links) = held.map_or((0, 0), |h| (h.seq, h.links));
@@ -110,44 +112,44 @@ fn record(tx: &Connection, role: Role, offered: &StoredVoucher) -> Result<(), Fa
     let links = links.checked_add(step).ok_or(LedgerError::Range { field: "links" })?;
     let amount = offered.amount.to_bytes();
     if moved {
-        tx.prepare_cached(
+        db.execute(
             "INSERT INTO link (lease, role, seq, up, down, amount)
-             VALUES (:lease, :role, :seq, :up, :down, :amount)",
-        )?
-        .execute(named_params! {
-            ":lease": place.lease, ":role": role, ":seq": seq, ":up": up, ":down": down,
-            ":amount": amount,
-        })?;
+             VALUES ($1, $2, $3, $4, $5, $6)",
+            &[place.lease.into(), role.into(), seq.into(), up.into(), down.into(), amount.into()],
+        )?;
     }
-    let thinned = thin(tx, place.lease, role, links)?;
-    tx.prepare_cached(
+    let thinned = thin(db, place.lease, role, links)?;
+    db.execute(
         "INSERT INTO newest (lease, role, seq, up, down, amount, session, voucher, channel, links)
-         VALUES (:lease, :role, :seq, :up, :down, :amount, :session, :voucher, :channel, :links)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
          ON CONFLICT (lease, role) DO UPDATE SET
              seq = excluded.seq, up = excluded.up, down = excluded.down,
              amount = excluded.amount, session = excluded.session, voucher = excluded.voucher,
              channel = excluded.channel, links = excluded.links",
-    )?
-    .execute(named_params! {
-        ":lease": place.lease, ":role": role, ":seq": seq, ":up": up, ":down": down,
-        ":amount": amount, ":session": session, ":voucher": offered.voucher.encode_to_vec(),
-        ":channel": &offered.voucher.channel[..], ":links": links.saturating_sub(thinned),
-    })?;
+        &[
+            place.lease.into(),
+            role.into(),
+            seq.into(),
+            up.into(),
+            down.into(),
+            amount.into(),
+            session.into(),
+            offered.voucher.encode_to_vec().into(),
+            offered.voucher.channel[..].into(),
+            links.saturating_sub(thinned).into(),
+        ],
+    )?;
     Ok(())
 }
 
-fn place(tx: &Connection, lease: LeaseId) -> Result<Option<Place>, Fault> {
-    let found = tx
-        .prepare_cached("SELECT n, base, channel FROM lease WHERE id = ?")?
-        .query_row([lease.0], |row| {
-            Ok(Place {
-                lease: row.get("n")?,
-                base: amount(row, "base")?,
-                channel: channel(row, "channel")?,
-            })
+fn place(db: &Db<'_>, lease: LeaseId) -> Result<Option<Place>, Fault> {
+    db.row("SELECT n, base, channel FROM lease WHERE id = $1", &[lease.0.into()], |row| {
+        Ok(Place {
+            lease: row.number("n")?,
+            base: amount(row, "base")?,
+            channel: channel(row, "channel")?,
         })
-        .optional()?;
-    Ok(found)
+    })
 }
 
 /// Whether what was stated beside the voucher is what it and its lease say.
@@ -184,95 +186,85 @@ fn moved(offered: &StoredVoucher, held: Option<&Held>) -> Result<bool, LedgerErr
     Ok((offered.amount, offered.up, offered.down) != (held.amount, held.up, held.down))
 }
 
-fn held(tx: &Connection, lease: i64, role: Role) -> Result<Option<Held>, Fault> {
-    let held = tx
-        .prepare_cached(
-            "SELECT seq, links, up, down, amount FROM newest
-             WHERE lease = :lease AND role = :role",
-        )?
-        .query_row(named_params! { ":lease": lease, ":role": role }, |row| {
-            Ok(Held {
-                seq: row.get("seq")?,
-                links: row.get("links")?,
-                up: count(row, "up")?,
-                down: count(row, "down")?,
-                amount: amount(row, "amount")?,
-            })
+fn held(db: &Db<'_>, lease: i64, role: Role) -> Result<Option<Held>, Fault> {
+    let sql = "SELECT seq, links, up, down, amount FROM newest WHERE lease = $1 AND role = $2";
+    db.row(sql, &[lease.into(), role.into()], |row| {
+        Ok(Held {
+            seq: row.number("seq")?,
+            links: row.number("links")?,
+            up: count(row, "up")?,
+            down: count(row, "down")?,
+            amount: amount(row, "amount")?,
         })
-        .optional()?;
-    Ok(held)
+    })
 }
 
 /// Thins the older half of a chain that is full; gives how many links went. The first stays.
-fn thin(tx: &Connection, lease: i64, role: Role, links: i64) -> Result<i64, Fault> {
+fn thin(db: &Db<'_>, lease: i64, role: Role, links: i64) -> Result<i64, Fault> {
     let max = integer("links", LINKS_MAX)?;
     if links < max {
         return Ok(0);
     }
-    let gone = tx.execute(
-        "DELETE FROM link WHERE lease = :lease AND role = :role AND seq IN (
+    let gone = db.execute(
+        "DELETE FROM link WHERE lease = $1 AND role = $2 AND seq IN (
              SELECT seq FROM (
                  SELECT seq, row_number() OVER (ORDER BY seq) AS place FROM link
-                 WHERE lease = :lease AND role = :role
-             ) WHERE place % 2 = 0 AND place <= :half
+                 WHERE lease = $1 AND role = $2
+             ) AS placed WHERE place % 2 = 0 AND place <= $3
          )",
-        named_params! { ":lease": lease, ":role": role, ":half": max >> 1 },
+        &[lease.into(), role.into(), (max >> 1).into()],
     )?;
     Ok(i64::try_from(gone).map_err(|_| LedgerError::Range { field: "links" })?)
 }
 
-fn newest(db: &Connection, lease: LeaseId, role: Role) -> Result<Option<StoredVoucher>, Fault> {
-    let found = db
-        .prepare_cached(
-            "SELECT lease.id, newest.* FROM newest JOIN lease ON lease.n = newest.lease
-             WHERE lease.id = :lease AND newest.role = :role",
-        )?
-        .query_row(named_params! { ":lease": lease.0, ":role": role }, voucher)
-        .optional()?;
-    Ok(found)
+fn newest(db: &Db<'_>, lease: LeaseId, role: Role) -> Result<Option<StoredVoucher>, Fault> {
+    db.row(
+        "SELECT lease.id, newest.* FROM newest JOIN lease ON lease.n = newest.lease
+         WHERE lease.id = $1 AND newest.role = $2",
+        &[lease.0.into(), role.into()],
+        voucher,
+    )
 }
 
 fn newest_on_channel(
-    db: &Connection,
+    db: &Db<'_>,
     channel: ChannelId,
     role: Role,
 ) -> Result<Option<StoredVoucher>, Fault> {
-    let found = db
-        .prepare_cached(
-            "SELECT lease.id, newest.* FROM newest JOIN lease ON lease.n = newest.lease
-             WHERE newest.channel = :channel AND newest.role = :role
-             ORDER BY newest.amount DESC, newest.lease DESC LIMIT 1",
-        )?
-        .query_row(named_params! { ":channel": channel.0, ":role": role }, voucher)
-        .optional()?;
-    Ok(found)
+    db.row(
+        "SELECT lease.id, newest.* FROM newest JOIN lease ON lease.n = newest.lease
+         WHERE newest.channel = $1 AND newest.role = $2
+         ORDER BY newest.amount DESC, newest.lease DESC LIMIT 1",
+        &[channel.0.into(), role.into()],
+        voucher,
+    )
 }
 
-fn voucher(row: &Row<'_>) -> rusqlite::Result<StoredVoucher> {
-    let encoded: Vec<u8> = row.get("voucher")?;
+fn voucher(row: &Row<'_>) -> Result<StoredVoucher, Fault> {
+    let encoded = Bytes::from(row.blob("voucher")?);
     Ok(StoredVoucher {
         lease: LeaseId(bytes(row, "id")?),
         up: count(row, "up")?,
         down: count(row, "down")?,
         amount: amount(row, "amount")?,
-        voucher: pay::Voucher::decode(Bytes::from(encoded)).map_err(|_| outside(row, "voucher"))?,
+        voucher: pay::Voucher::decode(encoded).map_err(|_| Fault::Column("voucher"))?,
         session: count(row, "session")?,
     })
 }
 
-fn links(db: &Connection, lease: LeaseId, role: Role) -> Result<Vec<Link>, Fault> {
-    let mut statement = db.prepare_cached(
+fn links(db: &Db<'_>, lease: LeaseId, role: Role) -> Result<Vec<Link>, Fault> {
+    db.rows(
         "SELECT link.seq, link.up, link.down, link.amount
          FROM link JOIN lease ON lease.n = link.lease
-         WHERE lease.id = :lease AND link.role = :role ORDER BY link.seq",
-    )?;
-    let links = statement.query_map(named_params! { ":lease": lease.0, ":role": role }, |row| {
-        Ok(Link {
-            seq: count(row, "seq")?,
-            up: count(row, "up")?,
-            down: count(row, "down")?,
-            amount: amount(row, "amount")?,
-        })
-    })?;
-    Ok(links.collect::<Result<_, _>>()?)
+         WHERE lease.id = $1 AND link.role = $2 ORDER BY link.seq",
+        &[lease.0.into(), role.into()],
+        |row| {
+            Ok(Link {
+                seq: count(row, "seq")?,
+                up: count(row, "up")?,
+                down: count(row, "down")?,
+                amount: amount(row, "amount")?,
+            })
+        },
+    )
 }

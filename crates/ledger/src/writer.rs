@@ -1,16 +1,15 @@
 //! The one writer: a bounded queue, and transactions that take all that waits.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use crate::LedgerError;
+use crate::db::Db;
 use crate::error::Fault;
-use crate::lock::Lock;
-use crate::{LedgerError, schema};
+use crate::store::Store;
 
 /// Most writes that wait; who asks for more waits outside. Ten transactions' worth.
 pub const QUEUE_MAX: usize = 10 * BATCH_MAX;
@@ -28,19 +27,16 @@ pub enum Health {
     /// A write failed in a way that leaves it unknown what is on the disk. Nothing is accepted until
     /// the ledger is opened anew.
     Broken(String),
+    /// The server did not take the last write. The next one that succeeds heals it.
+    Away {
+        /// Which server.
+        server: String,
+        /// What it or the system says.
+        detail: String,
+    },
 }
 
 impl Health {
-    fn after(error: &rusqlite::Error) -> Self {
-        let detail = error.to_string();
-        match error.sqlite_error_code() {
-            Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-                Self::Full(detail)
-            }
-            Some(_) | None => Self::Broken(detail),
-        }
-    }
-
     fn refusal(&self) -> Result<(), LedgerError> {
         match self {
             Self::Good => Ok(()),
@@ -48,12 +44,16 @@ impl Health {
             Self::Broken(detail) => {
                 Err(LedgerError::Write { detail: detail.clone(), retry: false })
             }
+            Self::Away { server, detail } => {
+                Err(LedgerError::Server { server: server.clone(), detail: detail.clone() })
+            }
         }
     }
 }
 
-type Operation = Box<dyn FnOnce(&Connection) -> Result<(), Fault> + Send>;
-type Outcome = Result<(), LedgerError>;
+/// A write. It may be run again when the transaction that held it was undone.
+pub(crate) type Operation = Box<dyn Fn(&Db<'_>) -> Result<(), Fault> + Send>;
+pub(crate) type Outcome = Result<(), LedgerError>;
 
 struct Request {
     operation: Operation,
@@ -68,79 +68,60 @@ struct Queue {
     running: bool,
 }
 
-/// What all handles share. Dropping it closes the file, then the lock.
+/// What all handles share. Dropping it closes the store.
 pub(crate) struct Shared {
-    path: PathBuf,
+    store: Store,
     queue: Mutex<Queue>,
     room: Arc<Semaphore>,
     health: Mutex<Health>,
-    reader: Mutex<Connection>,
-    /// Absent when the ledger was opened to be read alone; then nobody is kept out.
-    writer: Option<(Mutex<Connection>, Lock)>,
 }
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ledger").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("Ledger").field("place", &self.store.place()).finish_non_exhaustive()
     }
 }
 
 impl Shared {
-    pub(crate) fn open(path: PathBuf) -> Result<Arc<Self>, LedgerError> {
-        let lock = Lock::take(&path)?;
-        let writer = schema::open_writer(&path)?;
-        let reader = schema::open_reader(&path)?;
-        Ok(Arc::new(Self {
-            path,
+    pub(crate) fn new(store: Store) -> Arc<Self> {
+        Arc::new(Self {
+            store,
             queue: Mutex::default(),
             room: Arc::new(Semaphore::new(QUEUE_MAX)),
             health: Mutex::new(Health::Good),
-            reader: Mutex::new(reader),
-            writer: Some((Mutex::new(writer), lock)),
-        }))
-    }
-
-    pub(crate) fn open_read_only(path: PathBuf) -> Result<Arc<Self>, LedgerError> {
-        let reader = schema::open_foreign_reader(&path)?;
-        Ok(Arc::new(Self {
-            path,
-            queue: Mutex::default(),
-            room: Arc::new(Semaphore::new(QUEUE_MAX)),
-            health: Mutex::new(Health::Good),
-            reader: Mutex::new(reader),
-            writer: None,
-        }))
+        })
     }
 
     pub(crate) fn health(&self) -> Health {
         self.health.lock().clone()
     }
 
+    pub(crate) const fn is_shared(&self) -> bool {
+        matches!(self.store, Store::Postgres(_))
+    }
+
     /// Runs `read` on the reader's connection, off the async threads.
     pub(crate) async fn read<T: Send + 'static>(
         self: Arc<Self>,
-        read: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+        read: impl Fn(&Db<'_>) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, LedgerError> {
         let done = tokio::task::spawn_blocking(move || {
-            let result = read(&self.reader.lock());
+            let result = self.store.read(read);
             // Before the answer, so that who drops the last handle afterwards finds it released.
             drop(self);
             result
         });
-        done.await.map_err(|_| LedgerError::Closed)?.map_err(|fault| match fault {
-            Fault::Refused(error) => error,
-            Fault::Sqlite(error) => LedgerError::Read { detail: error.to_string() },
-        })
+        done.await.map_err(|_| LedgerError::Closed)?
     }
 
     /// Queues `write` and waits until the transaction that holds it is durable. The write happens
     /// even if the caller stops waiting.
     pub(crate) async fn write(
         self: Arc<Self>,
-        write: impl FnOnce(&Connection) -> Result<(), Fault> + Send + 'static,
+        write: impl Fn(&Db<'_>) -> Result<(), Fault> + Send + 'static,
     ) -> Outcome {
-        if self.writer.is_none() {
-            return Err(LedgerError::ReadOnly { path: self.path.clone() });
+        if self.store.is_read_only() {
+            return Err(LedgerError::ReadOnly { path: self.store.place().to_owned() });
         }
         let room = self.room.clone().acquire_owned().await.map_err(|_| LedgerError::Closed)?;
         let (answer, outcome) = oneshot::channel();
@@ -150,13 +131,7 @@ impl Shared {
     }
 
     pub(crate) fn set_pages_max(&self, pages: u32) -> Result<(), LedgerError> {
-        let Some((writer, _)) = &self.writer else {
-            return Err(LedgerError::ReadOnly { path: self.path.clone() });
-        };
-        writer
-            .lock()
-            .query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))
-            .map_err(|error| LedgerError::Read { detail: error.to_string() })
+        self.store.set_pages_max(pages)
     }
 
     fn enqueue(self: &Arc<Self>, request: Request) {
@@ -170,40 +145,18 @@ impl Shared {
     }
 
     /// Applies `batch` in one transaction; one outcome each, in order.
-    fn commit(&self, batch: Vec<Operation>) -> Vec<Outcome> {
-        let size = batch.len();
-        let Some((writer, _)) = &self.writer else {
-            return vec![Err(LedgerError::ReadOnly { path: self.path.clone() }); size];
+    fn commit(&self, batch: &[Operation]) -> Vec<Outcome> {
+        let before = self.health();
+        if let Health::Broken(_) = before {
+            return vec![before.refusal(); batch.len()];
+        }
+        let (outcomes, after) = match self.store.apply(batch) {
+            Ok(outcomes) => (outcomes, Health::Good),
+            Err(health) => (vec![health.refusal(); batch.len()], health),
         };
-        let mut health = self.health.lock();
-        if let Health::Broken(_) = *health {
-            return vec![health.refusal(); size];
-        }
-        match apply(&mut writer.lock(), batch) {
-            Ok(outcomes) => {
-                *health = Health::Good;
-                outcomes
-            }
-            Err(error) => {
-                *health = Health::after(&error);
-                vec![health.refusal(); size]
-            }
-        }
+        *self.health.lock() = after;
+        outcomes
     }
-}
-
-fn apply(connection: &mut Connection, batch: Vec<Operation>) -> rusqlite::Result<Vec<Outcome>> {
-    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let mut outcomes = Vec::with_capacity(batch.len());
-    for operation in batch {
-        outcomes.push(match operation(&tx) {
-            Ok(()) => Ok(()),
-            Err(Fault::Refused(error)) => Err(error),
-            Err(Fault::Sqlite(error)) => return Err(error),
-        });
-    }
-    tx.commit()?;
-    Ok(outcomes)
 }
 
 /// The writer at work. However it ends, the queue is left so that the next write starts another.
@@ -215,7 +168,7 @@ impl Run {
     fn until_idle(mut self) {
         while let Some(shared) = self.shared.clone() {
             let (batch, answers) = take(&shared);
-            let outcomes = shared.commit(batch);
+            let outcomes = shared.commit(&batch);
             if idle(&shared) {
                 // Before the last answers, so that who drops the last handle afterwards finds the
                 // file closed and the lock released.

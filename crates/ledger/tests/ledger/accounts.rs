@@ -6,30 +6,31 @@ use sluice_ledger::{
     Role, Starter, StoredVoucher,
 };
 use sluice_proto::{Amount, ChannelId, LeaseId};
-use tempfile::TempDir;
 
+use super::Place;
 use crate::common::{LEASE, channel, lease, peer, voucher, worth};
 
-async fn ledger() -> (TempDir, Ledger) {
-    let dir = tempfile::tempdir().expect("a folder");
-    let ledger = Ledger::open(&dir.path().join("ledger.db")).expect("opens");
+async fn ledger(place: &Place) -> Ledger {
+    let ledger = place.open().await;
     ledger.put_lease(lease(LEASE, Role::Payee)).await.expect("puts the lease");
-    (dir, ledger)
+    ledger
 }
 
 #[tokio::test]
 async fn a_voucher_is_given_back_as_it_came_and_outlives_the_handle() {
-    let (dir, ledger) = ledger().await;
+    let Some(place) = Place::new().await else { return };
+    let ledger = ledger(&place).await;
     ledger.record_earned(voucher(LEASE, 5)).await.expect("records");
     drop(ledger);
-    let ledger = Ledger::open(&dir.path().join("ledger.db")).expect("opens at once");
+    let ledger = place.open().await;
     assert_eq!(ledger.newest_earned(LEASE).await, Ok(Some(voucher(LEASE, 5))));
     assert_eq!(ledger.newest_signed(LEASE).await, Ok(None), "the roles are apart");
 }
 
 #[tokio::test]
 async fn a_repeat_is_fine_and_a_step_back_is_refused() {
-    let (_dir, ledger) = ledger().await;
+    let Some(place) = Place::new().await else { return };
+    let ledger = ledger(&place).await;
     for n in [3, 3, 4] {
         ledger.record_earned(voucher(LEASE, n)).await.expect("goes forward");
     }
@@ -51,7 +52,8 @@ async fn a_repeat_is_fine_and_a_step_back_is_refused() {
 
 #[tokio::test]
 async fn at_price_zero_counts_rise_while_the_amount_stays() {
-    let (_dir, ledger) = ledger().await;
+    let Some(place) = Place::new().await else { return };
+    let ledger = ledger(&place).await;
     for n in 1..=3 {
         ledger.record_signed(worth(LEASE, None, n, 2 * n, 0)).await.expect("records");
     }
@@ -62,7 +64,8 @@ async fn at_price_zero_counts_rise_while_the_amount_stays() {
 
 #[tokio::test]
 async fn a_voucher_of_the_same_worth_replaces_the_last_one() {
-    let (_dir, ledger) = ledger().await;
+    let Some(place) = Place::new().await else { return };
+    let ledger = ledger(&place).await;
     ledger.record_earned(voucher(LEASE, 3)).await.expect("records");
     let again = StoredVoucher { session: 2, ..voucher(LEASE, 3) };
     ledger.record_earned(again.clone()).await.expect("is worth the same");
@@ -72,7 +75,8 @@ async fn a_voucher_of_the_same_worth_replaces_the_last_one() {
 
 #[tokio::test]
 async fn a_voucher_that_is_not_what_was_said_of_it_is_refused() {
-    let (_dir, ledger) = ledger().await;
+    let Some(place) = Place::new().await else { return };
+    let ledger = ledger(&place).await;
     let id = channel(Role::Payee).id;
     let row = LeaseRow { channel: Some(id), base: Amount(10), ..lease(LEASE, Role::Payee) };
     ledger.put_lease(row).await.expect("updates");
@@ -97,7 +101,8 @@ async fn a_voucher_that_is_not_what_was_said_of_it_is_refused() {
 
 #[tokio::test]
 async fn the_chain_of_amounts_is_thinned_and_keeps_its_ends() {
-    let (_dir, ledger) = ledger().await;
+    let Some(place) = Place::new().await else { return };
+    let ledger = ledger(&place).await;
     let total = 3 * LINKS_MAX;
     for n in 1..=total {
         let ledger = ledger.clone();
@@ -118,7 +123,8 @@ async fn the_chain_of_amounts_is_thinned_and_keeps_its_ends() {
 
 #[tokio::test]
 async fn the_dearest_voucher_of_a_channel_is_found_over_its_leases() {
-    let (_dir, ledger) = ledger().await;
+    let Some(place) = Place::new().await else { return };
+    let ledger = ledger(&place).await;
     let id = channel(Role::Payee).id;
     for (n, amount) in [(1, 10), (2, 40), (3, 20)] {
         let lease_id = LeaseId([n + 10; 32]);
@@ -135,7 +141,8 @@ async fn the_dearest_voucher_of_a_channel_is_found_over_its_leases() {
 
 #[tokio::test]
 async fn a_lease_is_found_until_it_is_closed_or_expired() {
-    let (_dir, ledger) = ledger().await;
+    let Some(place) = Place::new().await else { return };
+    let ledger = ledger(&place).await;
     let newer = lease(LeaseId([2; 32]), Role::Payee);
     ledger.put_lease(newer.clone()).await.expect("puts");
     ledger.put_lease(LeaseRow { sessions: 2, ..newer.clone() }).await.expect("updates");
@@ -156,7 +163,8 @@ async fn a_lease_is_found_until_it_is_closed_or_expired() {
 
 #[tokio::test]
 async fn what_was_signed_of_a_lease_does_not_change() {
-    let (_dir, ledger) = ledger().await;
+    let Some(place) = Place::new().await else { return };
+    let ledger = ledger(&place).await;
     let held = lease(LEASE, Role::Payee);
     let changes = [
         ("edge", LeaseRow { edge: Edge::Relay, ..held.clone() }),
@@ -175,7 +183,8 @@ async fn what_was_signed_of_a_lease_does_not_change() {
 
 #[tokio::test]
 async fn a_channel_and_what_was_done_to_it_are_remembered() {
-    let (_dir, ledger) = ledger().await;
+    let Some(place) = Place::new().await else { return };
+    let ledger = ledger(&place).await;
     let mut row = channel(Role::Payer);
     let redemption = RedemptionRow {
         channel: row.id,
@@ -206,7 +215,8 @@ async fn a_channel_and_what_was_done_to_it_are_remembered() {
 
 #[tokio::test]
 async fn starter_bytes_add_up_by_node_by_prefix_and_by_month() {
-    let (_dir, ledger) = ledger().await;
+    let Some(place) = Place::new().await else { return };
+    let ledger = ledger(&place).await;
     let home = || "192.0.2.0/24".to_owned();
     for (seed, month, bytes) in [(1, 1, 10), (1, 1, 5), (1, 2, 7), (2, 2, 100)] {
         ledger.record_starter(peer(seed), home(), month, bytes).await.expect("records");
@@ -221,7 +231,8 @@ async fn starter_bytes_add_up_by_node_by_prefix_and_by_month() {
 
 #[tokio::test]
 async fn a_knock_is_accepted_once() {
-    let (_dir, ledger) = ledger().await;
+    let Some(place) = Place::new().await else { return };
+    let ledger = ledger(&place).await;
     assert_eq!(ledger.knock_timestamp(peer(1)).await, Ok(0));
     ledger.record_knock(peer(1), 10).await.expect("is the first");
     assert_eq!(ledger.record_knock(peer(1), 10).await, Err(LedgerError::StaleKnock));
@@ -232,7 +243,8 @@ async fn a_knock_is_accepted_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_tenants_at_once_each_keep_their_own() {
-    let (_dir, ledger) = ledger().await;
+    let Some(place) = Place::new().await else { return };
+    let ledger = ledger(&place).await;
     let tenants = (0..100_u8).map(|n| {
         let ledger = ledger.clone();
         tokio::spawn(async move {
@@ -275,9 +287,10 @@ proptest! {
     fn accounts_never_fall_whatever_is_offered_and_whenever_it_is_reopened(
         offers in prop::collection::vec(((0_u128..8, 0_u64..8, 0_u64..8), prop::bool::weighted(0.1)), 1..40),
     ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("builds");
-        runtime.block_on(async {
-            let (dir, mut ledger) = ledger().await;
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_all().build().expect("builds").block_on(async {
+            let Some(place) = Place::new().await else { return };
+            let mut ledger = ledger(&place).await;
             let mut model = Model::default();
             for ((amount, up, down), reopen) in offers {
                 let accepted =
@@ -285,7 +298,7 @@ proptest! {
                 assert_eq!(accepted, model.accepts((amount, up, down)));
                 if reopen {
                     drop(ledger);
-                    ledger = Ledger::open(&dir.path().join("ledger.db")).expect("opens");
+                    ledger = place.open().await;
                 }
                 let newest = ledger.newest_earned(LEASE).await.expect("reads");
                 assert_eq!(newest.map(|v| (v.amount.0, v.up, v.down)), model.newest);

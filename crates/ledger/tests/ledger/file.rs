@@ -9,6 +9,21 @@ use tempfile::TempDir;
 
 use crate::common::{LEASE, channel, lease, peer, voucher};
 
+/// Where a ledger is made for a test that is the same on a server.
+pub(crate) struct Place(TempDir);
+
+impl Place {
+    #[expect(clippy::unused_async, reason = "a server starts")]
+    pub(crate) async fn new() -> Option<Self> {
+        Some(Self(tempfile::tempdir().expect("a folder")))
+    }
+
+    #[expect(clippy::unused_async, reason = "a server is connected to")]
+    pub(crate) async fn open(&self) -> Ledger {
+        Ledger::open(&self.0.path().join("ledger.db")).expect("opens")
+    }
+}
+
 fn place() -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("ledger.db");

@@ -1,0 +1,133 @@
+//! The store on a server that a fleet shares.
+
+mod schema;
+mod server;
+mod session;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::db::Db;
+use crate::error::Fault;
+use crate::writer::{Operation, Outcome, Shared};
+use crate::{Health, LedgerError};
+
+pub use server::{HOLD_DEFAULT, Server, ServerError};
+pub(crate) use session::Session;
+
+use session::Reach;
+use writer::Writer;
+
+/// A member writes this often within its hold time, at least.
+const RENEWALS: u32 = 3;
+
+/// A server, with one connection that reads and one that writes. They are made anew when they are
+/// lost.
+pub(crate) struct Postgres {
+    server: Server,
+    /// Empty when it was opened to be read alone.
+    member: String,
+    place: PathBuf,
+    reader: Mutex<Option<Session>>,
+    /// Absent when it was opened to be read alone.
+    writer: Option<Mutex<Writer>>,
+}
+
+impl Postgres {
+    /// Joins the fleet as `member`. Never from an async thread.
+    pub(crate) fn join(server: Server, member: &str) -> Result<Self, LedgerError> {
+        let writer = Writer::join(&server, member)?;
+        let place = schema::place(&server);
+        let (member, reader) = (member.to_owned(), Mutex::default());
+        Ok(Self { server, member, place, reader, writer: Some(Mutex::new(writer)) })
+    }
+
+    pub(crate) fn read_only(server: Server) -> Result<Self, LedgerError> {
+        let opened = Session::open(server.config(), "");
+        let session = opened.map_err(|fault| schema::told(&server, fault))?;
+        schema::check(&server, &session)?;
+        let place = schema::place(&server);
+        let (member, reader) = (String::new(), Mutex::new(Some(session)));
+        Ok(Self { server, member, place, reader, writer: None })
+    }
+
+    pub(crate) fn place(&self) -> &Path {
+        &self.place
+    }
+
+    pub(crate) const fn is_read_only(&self) -> bool {
+        self.writer.is_none()
+    }
+
+    pub(crate) fn read<T>(
+        &self,
+        read: impl Fn(&Db<'_>) -> Result<T, Fault>,
+    ) -> Result<T, LedgerError> {
+        let mut reader = self.reader.lock();
+        if let Some(session) = reader.take() {
+            match read(&Db::Postgres(&session, None)) {
+                // It may have been lost long ago: asked again on a new one.
+                Err(fault) if fault.reach() == Reach::Connection => {}
+                outcome => {
+                    *reader = Some(session);
+                    return outcome.map_err(Fault::of_read);
+                }
+            }
+        }
+        let told = |fault| schema::told(&self.server, fault);
+        let session = Session::open(self.server.config(), &self.member).map_err(told)?;
+        let outcome = read(&Db::Postgres(&session, None));
+        *reader = Some(session);
+        outcome.map_err(|fault| match fault.reach() {
+            Reach::Connection => told(fault),
+            Reach::Conflict | Reach::Statement => fault.of_read(),
+        })
+    }
+
+    pub(crate) fn apply(&self, batch: &[Operation]) -> Result<Vec<Outcome>, Health> {
+        let away = |fault: Fault| Health::Away {
+            server: self.server.to_string(),
+            detail: fault.to_string(),
+        };
+        let Some(writer) = &self.writer else {
+            let refused = LedgerError::ReadOnly { path: self.place.clone() };
+            return Ok(vec![Err(refused); batch.len()]);
+        };
+        let mut writer = writer.lock();
+        match writer.apply(&self.server, batch) {
+            Ok(outcomes) => Ok(outcomes),
+            // One that the server refuses does not keep the others back.
+            Err(fault) if fault.reach() == Reach::Statement && batch.len() > 1 => batch
+                .chunks(1)
+                .map(|one| match writer.apply(&self.server, one) {
+                    Ok(outcome) => Ok(outcome),
+                    Err(fault) if fault.reach() == Reach::Statement => {
+                        Ok(vec![Err(schema::told(&self.server, fault))])
+                    }
+                    Err(fault) => Err(away(fault)),
+                })
+                .collect::<Result<Vec<_>, _>>()
+                .map(|outcomes| outcomes.into_iter().flatten().collect()),
+            Err(fault) => Err(away(fault)),
+        }
+    }
+}
+
+/// Renews what a member has while its ledger is open and nothing is written.
+pub(crate) fn keep_hold(shared: &Arc<Shared>, hold: Duration) {
+    let shared: Weak<Shared> = Arc::downgrade(shared);
+    tokio::spawn(async move {
+        let mut beat = tokio::time::interval(hold.checked_div(RENEWALS).unwrap_or(hold));
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            beat.tick().await;
+            let Some(shared) = shared.upgrade() else { return };
+            // Every transaction renews it. A server that is away is told to those who write.
+            let _ = shared.write(|_| Ok(())).await;
+        }
+    });
+}

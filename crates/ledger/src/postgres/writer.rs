@@ -1,0 +1,256 @@
+//! The connection that writes: transactions whose outcome is always known before it is told.
+
+use std::thread;
+use std::time::Duration;
+
+use super::schema;
+use super::server::Server;
+use super::session::{Reach, Session};
+use crate::LedgerError;
+use crate::db::{Db, Value};
+use crate::error::Fault;
+use crate::fence::Fences;
+use crate::writer::{Operation, Outcome};
+
+/// How often a transaction that lost against another is tried again.
+const TRIES_MAX: u32 = 8;
+/// How often, and how long after, the outcome of a COMMIT whose connection was lost is asked for: 10 s
+/// in all.
+const ASK_MAX: u32 = 100;
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// How often, and how long after, a name is tried that a process has which is just ending: 2 s in all.
+const NAME_TRIES: u32 = 40;
+const NAME_AGAIN: Duration = Duration::from_millis(50);
+
+/// The lock that a member's writing connection holds. It ends with the process, at once where the
+/// connection's end is seen, so that the next of its name need not wait for its hold time.
+const LOCK: &str =
+    "SELECT pg_try_advisory_lock(hashtextextended('sluice member ' || $1, 0)) AS got";
+/// The first statement of each transaction: renews what the member has, fails if another process took
+/// its name, and leaves the number by which the transaction is found again.
+const BEAT: &str = "UPDATE member SET batch = $1,
+        held_until = clock_timestamp() + CAST($2 AS BIGINT) * interval '1 millisecond'
+    WHERE name = $3 AND incarnation = $4";
+/// Waits for a transaction of a connection that was lost, if the server still works at it.
+const OUTCOME: &str = "SELECT incarnation, batch FROM member WHERE name = $1 FOR UPDATE";
+
+pub(super) struct Writer {
+    session: Option<Session>,
+    fences: Fences,
+    /// Number of the newest transaction that was tried.
+    batch: i64,
+    /// Whether the session holds the member's lock.
+    locked: bool,
+}
+
+enum Tried {
+    /// It is durable.
+    Done(Vec<Outcome>),
+    /// It was undone.
+    Undone(Fault),
+    /// The connection was lost in COMMIT.
+    Unknown(Vec<Outcome>, Fault),
+}
+
+impl Writer {
+    /// Brings the tables up to date and takes the member's name.
+    pub(super) fn join(server: &Server, member: &str) -> Result<Self, LedgerError> {
+        let told = |fault| schema::told(server, fault);
+        let session = Session::open(server.config(), member).map_err(told)?;
+        schema::migrate(server, &session)?;
+        let incarnation = take_name(server, &session, member)?;
+        let fences = Fences::new(member, incarnation, server.hold_ms());
+        Ok(Self { session: Some(session), fences, batch: 0, locked: true })
+    }
+
+    /// Applies a batch in one transaction; fails only when it is known that none of it counts, or
+    /// when that cannot be found out.
+    pub(super) fn apply(
+        &mut self,
+        server: &Server,
+        batch: &[Operation],
+    ) -> Result<Vec<Outcome>, Fault> {
+        let mut tries: u32 = 0;
+        loop {
+            tries = tries.saturating_add(1);
+            let was_open = self.session.is_some();
+            let undone = match self.attempt(server, batch) {
+                Tried::Done(outcomes) => {
+                    self.fences.keep();
+                    return Ok(outcomes);
+                }
+                Tried::Undone(fault) => fault,
+                Tried::Unknown(outcomes, fault) => match self.outcome(server) {
+                    Some(true) => {
+                        self.fences.keep();
+                        return Ok(outcomes);
+                    }
+                    Some(false) => fault,
+                    None => {
+                        self.fences.undo();
+                        return Err(fault);
+                    }
+                },
+            };
+            self.fences.undo();
+            let again = match undone.reach() {
+                Reach::Conflict => tries < TRIES_MAX,
+                // It may have been lost long ago: once more on a new one.
+                Reach::Connection => was_open && tries < TRIES_MAX,
+                Reach::Statement => false,
+            };
+            if !again {
+                return Err(undone);
+            }
+        }
+    }
+
+    fn attempt(&mut self, server: &Server, batch: &[Operation]) -> Tried {
+        let session = match self.open(server) {
+            Ok(session) => session,
+            Err(fault) => return Tried::Undone(fault),
+        };
+        self.batch = self.batch.saturating_add(1);
+        let tried = self.transact(&session, batch);
+        let is_lost = match &tried {
+            Tried::Done(_) => false,
+            Tried::Undone(fault) => {
+                fault.reach() == Reach::Connection || session.batch("ROLLBACK").is_err()
+            }
+            Tried::Unknown(..) => true,
+        };
+        self.session = (!is_lost).then_some(session);
+        tried
+    }
+
+    fn transact(&self, session: &Session, batch: &[Operation]) -> Tried {
+        let db = Db::Postgres(session, Some(&self.fences));
+        let begun = session.batch("BEGIN").and_then(|()| self.beat(&db));
+        match begun {
+            Ok(true) => {}
+            Ok(false) => {
+                let member = self.fences.member().to_owned();
+                let refused = LedgerError::Superseded { member };
+                return match session.batch("ROLLBACK") {
+                    Ok(()) => Tried::Done(vec![Err(refused); batch.len()]),
+                    Err(fault) => Tried::Undone(fault),
+                };
+            }
+            Err(fault) => return Tried::Undone(fault),
+        }
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for operation in batch {
+            outcomes.push(match operation(&db) {
+                Ok(()) => Ok(()),
+                Err(Fault::Refused(error)) => Err(error),
+                Err(fault) => return Tried::Undone(fault),
+            });
+        }
+        match session.batch("COMMIT") {
+            Ok(()) => Tried::Done(outcomes),
+            Err(fault) if fault.reach() == Reach::Connection => Tried::Unknown(outcomes, fault),
+            Err(fault) => Tried::Undone(fault),
+        }
+    }
+
+    fn beat(&self, db: &Db<'_>) -> Result<bool, Fault> {
+        let changed = db.execute(
+            BEAT,
+            &[
+                self.batch.into(),
+                self.fences.hold_ms().into(),
+                self.fences.member().into(),
+                self.fences.incarnation().into(),
+            ],
+        )?;
+        Ok(changed > 0)
+    }
+
+    fn open(&mut self, server: &Server) -> Result<Session, Fault> {
+        let session = match self.session.take() {
+            Some(session) => session,
+            None => {
+                self.locked = false;
+                Session::open(server.config(), self.fences.member())?
+            }
+        };
+        if !self.locked {
+            // Its old connection may still have it; the incarnation keeps others out meanwhile.
+            self.locked = lock(&session, self.fences.member())?;
+        }
+        Ok(session)
+    }
+
+    /// Whether the newest transaction is durable; `None` when that cannot be found out.
+    fn outcome(&mut self, server: &Server) -> Option<bool> {
+        let member: Value = self.fences.member().into();
+        for _ in 0..ASK_MAX {
+            if let Ok(session) = self.open(server) {
+                let db = Db::Postgres(&session, None);
+                let found = db.row(OUTCOME, std::slice::from_ref(&member), |row| {
+                    Ok((row.number("incarnation")?, row.number("batch")?))
+                });
+                match found {
+                    Ok(found) => {
+                        self.session = Some(session);
+                        let (incarnation, batch) = found?;
+                        // A later process of this name forgot it.
+                        let is_ours = incarnation == self.fences.incarnation();
+                        return is_ours.then_some(batch == self.batch);
+                    }
+                    Err(fault) if fault.reach() == Reach::Conflict => self.session = Some(session),
+                    Err(_) => {}
+                }
+            }
+            thread::sleep(ASK_AGAIN);
+        }
+        None
+    }
+}
+
+fn lock(session: &Session, member: &str) -> Result<bool, Fault> {
+    let rows = session.query(LOCK, &[member.into()])?;
+    Ok(rows.first().is_some_and(|row| row.try_get("got").unwrap_or(false)))
+}
+
+/// Takes a name that nobody has, or whose process ended or wrote nothing for its hold time; gives how
+/// often it was taken.
+fn take_name(server: &Server, session: &Session, member: &str) -> Result<i64, LedgerError> {
+    let told = |fault| schema::told(server, fault);
+    let db = Db::Postgres(session, None);
+    for _ in 0..NAME_TRIES {
+        let alive = "SELECT place FROM member WHERE name = $1
+            AND clock_timestamp() < greatest(held_until,
+                pg_postmaster_start_time() + CAST($2 AS BIGINT) * interval '1 millisecond')";
+        let holder = db
+            .row(alive, &[member.into(), server.hold_ms().into()], |row| row.maybe_text("place"))
+            .map_err(told)?;
+        if lock(session, member).map_err(told)? || holder.is_none() {
+            return insert(server, &db, member).map_err(told);
+        }
+        thread::sleep(NAME_AGAIN);
+    }
+    let holder = db
+        .row("SELECT place FROM member WHERE name = $1", &[member.into()], |row| {
+            row.maybe_text("place")
+        })
+        .map_err(told)?;
+    let holder = holder.flatten().unwrap_or_else(|| "another process".to_owned());
+    Err(LedgerError::Locked { path: schema::place(server), holder })
+}
+
+fn insert(server: &Server, db: &Db<'_>, member: &str) -> Result<i64, Fault> {
+    let process = format!("process {}", std::process::id());
+    let taken = db.row(
+        "INSERT INTO member (name, incarnation, batch, held_until, place)
+         VALUES ($1, 1, 0,
+             clock_timestamp() + CAST($2 AS BIGINT) * interval '1 millisecond',
+             $3 || coalesce(' at ' || host(inet_client_addr()), ''))
+         ON CONFLICT (name) DO UPDATE SET incarnation = member.incarnation + 1, batch = 0,
+             held_until = excluded.held_until, place = excluded.place
+         RETURNING incarnation",
+        &[member.into(), server.hold_ms().into(), process.as_str().into()],
+        |row| row.number("incarnation"),
+    )?;
+    Ok(taken.unwrap_or_default())
+}
