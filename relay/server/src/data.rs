@@ -10,6 +10,7 @@ use sluice_transport::Clock;
 use tokio::sync::mpsc;
 
 use crate::endpoint::QuicQueue;
+use crate::rest::Rest;
 use crate::sockets::RelaySocket;
 use crate::tcp::StreamTable;
 
@@ -54,9 +55,22 @@ impl DataThread {
     /// Forwards until told to stop.
     pub(crate) fn run(self) {
         let mut buffer = vec![0; BUFFER];
+        let clock = &self.forwarding.clock;
+        let mut rest = Rest::new(clock.now(), self.socket().buffer());
+        let mut resting = false;
         while !self.stop.load(Ordering::Relaxed) {
             match self.socket().receive(&mut buffer) {
-                Ok(meta) => self.batch(&meta, &mut buffer[..meta.len]),
+                Ok(meta) => {
+                    self.batch(&meta, &mut buffer[..meta.len]);
+                    rest.took(meta.len);
+                    if !resting && rest.pays(clock.now()) {
+                        resting = self.socket().set_blocking(false);
+                    }
+                }
+                Err(e) if is_pause(&e) && resting => match rest.empty(clock.now()) {
+                    Some(rest) => std::thread::sleep(rest),
+                    None => resting = !self.socket().set_blocking(true),
+                },
                 Err(e) if is_pause(&e) => {}
                 Err(error) => {
                     // An ICMP error of an earlier send, or the like: not this socket's end.

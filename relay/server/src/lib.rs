@@ -38,6 +38,7 @@ mod endpoint;
 mod meters;
 mod payment;
 mod relay;
+mod rest;
 mod shared;
 mod sockets;
 mod steer;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use quinn::AsyncUdpSocket;
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sluice_relay_core::ReturnAddress;
 use sluice_transport::Network;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -26,7 +27,7 @@ const SEND_TIMEOUT: Duration = Duration::from_millis(1);
 /// One UDP socket with its offloads.
 #[derive(Debug)]
 pub(crate) enum RelaySocket {
-    /// The kernel's: blocks.
+    /// The kernel's: a thread receives.
     Kernel(UdpSocket, UdpSocketState),
     /// Another network's: a task receives.
     Other(Arc<dyn AsyncUdpSocket>),
@@ -48,7 +49,24 @@ impl RelaySocket {
         Ok(Self::Kernel(socket, state))
     }
 
+    /// Bytes that the kernel keeps until they are received, its own overhead included.
+    pub(crate) fn buffer(&self) -> usize {
+        match self {
+            Self::Kernel(socket, state) => state.recv_buffer_size(socket.into()).unwrap_or(0),
+            Self::Other(_) => 0,
+        }
+    }
+
+    /// Whether [`Self::receive`] waits for a batch, from now on. Returns false if it could not be set.
+    pub(crate) fn set_blocking(&self, blocking: bool) -> bool {
+        let Self::Kernel(socket, _) = self else { return false };
+        socket.set_nonblocking(!blocking).is_ok()
+    }
+
     /// Receives one batch from the kernel: its length, stride, source and ECN bits.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WouldBlock`] when it has none, or none came within [`RECEIVE_TIMEOUT`].
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<RecvMeta> {
         let Self::Kernel(socket, state) = self else { return Err(ErrorKind::Unsupported.into()) };
         let mut meta = [RecvMeta::default()];
@@ -88,7 +106,15 @@ impl RelaySocket {
             src_ip: to.local,
         };
         match self {
-            Self::Kernel(socket, state) => state.send(socket.into(), &transmit),
+            Self::Kernel(socket, state) => match state.send(socket.into(), &transmit) {
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    // While its thread rests, the socket does not wait by itself.
+                    let timeout = Timespec::try_from(SEND_TIMEOUT).ok();
+                    let _ = poll(&mut [PollFd::new(socket, PollFlags::OUT)], timeout.as_ref());
+                    state.send(socket.into(), &transmit)
+                }
+                sent => sent,
+            },
             Self::Other(socket) => socket.try_send(&transmit),
         }
     }
