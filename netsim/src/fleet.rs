@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use sluice_ledger::{Ledger, Server};
 use tokio_postgres::Client;
@@ -37,19 +37,21 @@ use crew::{Crew, Shape};
 use holder::{Holder, Log};
 use server::PostgresServer;
 
-/// What is fenced is renewed thrice in this time, and overtaken after it.
-const HOLD: Duration = Duration::from_millis(1500);
+/// What is fenced is overtaken after this time without a renewal. On a busy machine a process may wait
+/// for some seconds of it.
+const HOLD: Duration = Duration::from_secs(5);
 /// How long a member is stopped: others overtake it meanwhile.
-const STOP: Duration = Duration::from_millis(3500);
+const STOP: Duration = Duration::from_secs(9);
 /// How long the server works between two kills, and how long it stays away.
 const WORK: (Duration, Duration) = (Duration::from_millis(400), Duration::from_millis(1800));
 const AWAY: (Duration, Duration) = (Duration::from_millis(0), Duration::from_millis(1000));
 /// Every so many kills a member is stopped.
-const STOP_EVERY: u64 = 4;
-/// How long the control may look for what must go wrong.
-const CONTROL: u64 = 10;
+const STOP_EVERY: u64 = 5;
+/// Stops of the control, which kills nobody.
+const CONTROL: u64 = 1;
 /// What members are at may take so long to end once nobody asks for more.
-const SETTLE: Duration = Duration::from_secs(4);
+const SETTLE: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(20);
 
 /// How much is tried.
 #[derive(Debug, Clone, Args)]
@@ -141,9 +143,7 @@ async fn trial(
     }
     let (crew, answers) = Crew::start(program, &url, shape)?;
     let over = Arc::new(AtomicBool::new(false));
-    while !crew.is_ready() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until(|| crew.is_ready()).await.context("the members do not start")?;
     let mut rng = Rng::new(kills + 1);
     let mut holders = Vec::new();
     for (channel, answers) in (0..).zip(answers) {
@@ -157,13 +157,27 @@ async fn trial(
     for holder in holders {
         outcome.logs.push(holder.join().map_err(|_| anyhow::anyhow!("a holder panicked"))?);
     }
-    // What was on its way is acknowledged, and what was redeemed is written down.
-    tokio::time::sleep(SETTLE).await;
+    for member in 0..crew.members() {
+        crew.ask(member, "rest");
+    }
+    let rested = until(|| crew.is_resting()).await;
     crew.end();
     troubled?;
+    rested.context("what was redeemed is not written down")?;
     let client = server.client(database).await;
     outcome.read(&crew, &client, shape.channels).await?;
     Ok(outcome)
+}
+
+/// Waits until something holds.
+async fn until(holds: impl Fn() -> bool) -> Result<()> {
+    tokio::time::timeout(SETTLE, async {
+        while !holds() {
+            tokio::time::sleep(LOOK).await;
+        }
+    })
+    .await?;
+    Ok(())
 }
 
 /// Kills the server and stops members, or only the latter.
@@ -175,7 +189,7 @@ async fn trouble(
     rng: &mut Rng,
     outcome: &mut Outcome,
 ) -> Result<()> {
-    let rounds = if fenced { kills } else { CONTROL };
+    let rounds = if fenced { kills } else { CONTROL * STOP_EVERY };
     for round in 0..rounds {
         tokio::time::sleep(rng.span(WORK.0, WORK.1)).await;
         if fenced {

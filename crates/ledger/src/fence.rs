@@ -3,9 +3,9 @@
 //! A row on the server says who has a channel, and since which epoch: each taking raises it. Whoever
 //! has one remembers its epoch, and every write that belongs to the channel locks the row and
 //! compares, in the transaction of the write; so a process that was overtaken, however long it slept,
-//! cannot write. A row may be taken when nobody has it, or when who has it did not write for its hold
-//! time, by the server's clock; a member renews all that it has with one row of its own. A server that
-//! was away gives all of them a hold time to come back.
+//! cannot write. A row may be taken when nobody has it, or when who has it gave no sign of life for its
+//! hold time, by the server's clock; a member renews all that it has with one row of its own. A server
+//! that was away gives all of them a hold time to come back.
 //!
 //! Session locks of the server would end with a server that is killed, when nobody was overtaken, and
 //! would not end with a process that is stopped, when somebody should be; and they fence nothing by
@@ -166,10 +166,6 @@ impl Fences {
         self.incarnation
     }
 
-    pub(crate) const fn hold_ms(&self) -> i64 {
-        self.hold_ms
-    }
-
     /// The transaction is durable.
     pub(crate) fn keep(&self) {
         let mut held = self.held.borrow_mut();
@@ -274,7 +270,7 @@ fn acquire(db: &Db<'_>, fences: &Fences, guarded: Guarded) -> Result<(), Fault> 
              SELECT 1 FROM member
              WHERE member.name = fence.member AND member.incarnation = fence.incarnation
                  AND clock_timestamp() < greatest(member.held_until,
-                     pg_postmaster_start_time() + CAST($5 AS BIGINT) * interval '1 millisecond')
+                     (SELECT back FROM uptime) + CAST($5 AS BIGINT) * interval '1 millisecond')
          )
          RETURNING epoch",
         &[

@@ -22,11 +22,14 @@ pub(crate) use session::Session;
 use session::Reach;
 use writer::Writer;
 
-/// A member writes this often within its hold time, at least.
-const RENEWALS: u32 = 3;
+/// A member renews what it has so often within its hold time.
+const RENEWALS: u32 = 4;
+const RENEW: &str = "UPDATE member
+    SET held_until = clock_timestamp() + CAST($1 AS BIGINT) * interval '1 millisecond'
+    WHERE name = $2 AND incarnation = $3";
 
-/// A server, with one connection that reads and one that writes. They are made anew when they are
-/// lost.
+/// A server, with one connection that reads, one that writes and one that renews. They are made anew
+/// when they are lost.
 pub(crate) struct Postgres {
     server: Server,
     /// Empty when it was opened to be read alone.
@@ -35,6 +38,8 @@ pub(crate) struct Postgres {
     reader: Mutex<Option<Session>>,
     /// Absent when it was opened to be read alone.
     writer: Option<Mutex<Writer>>,
+    beats: Mutex<Option<Session>>,
+    incarnation: i64,
 }
 
 impl Postgres {
@@ -42,8 +47,15 @@ impl Postgres {
     pub(crate) fn join(server: Server, member: &str) -> Result<Self, LedgerError> {
         let writer = Writer::join(&server, member)?;
         let place = schema::place(&server);
-        let (member, reader) = (member.to_owned(), Mutex::default());
-        Ok(Self { server, member, place, reader, writer: Some(Mutex::new(writer)) })
+        Ok(Self {
+            server,
+            member: member.to_owned(),
+            place,
+            reader: Mutex::default(),
+            incarnation: writer.incarnation(),
+            writer: Some(Mutex::new(writer)),
+            beats: Mutex::default(),
+        })
     }
 
     pub(crate) fn read_only(server: Server) -> Result<Self, LedgerError> {
@@ -51,8 +63,15 @@ impl Postgres {
         let session = opened.map_err(|fault| schema::told(&server, fault))?;
         schema::check(&server, &session)?;
         let place = schema::place(&server);
-        let (member, reader) = (String::new(), Mutex::new(Some(session)));
-        Ok(Self { server, member, place, reader, writer: None })
+        Ok(Self {
+            server,
+            member: String::new(),
+            place,
+            reader: Mutex::new(Some(session)),
+            incarnation: 0,
+            writer: None,
+            beats: Mutex::default(),
+        })
     }
 
     pub(crate) fn place(&self) -> &Path {
@@ -88,6 +107,20 @@ impl Postgres {
         })
     }
 
+    /// Renews what this process has, beside its transactions; gives whether the server took it.
+    pub(crate) fn renew(&self) -> bool {
+        let mut beats = self.beats.lock();
+        let open = || Session::open(self.server.config(), &self.member);
+        let Ok(session) = beats.take().map_or_else(open, Ok) else { return false };
+        let values =
+            [self.server.hold_ms().into(), self.member.as_str().into(), self.incarnation.into()];
+        let is_renewed = session.execute(RENEW, &values).is_ok();
+        if is_renewed {
+            *beats = Some(session);
+        }
+        is_renewed
+    }
+
     pub(crate) fn apply(&self, batch: &[Operation]) -> Result<Vec<Outcome>, Health> {
         let away = |fault: Fault| Health::Away {
             server: self.server.to_string(),
@@ -117,7 +150,7 @@ impl Postgres {
     }
 }
 
-/// Renews what a member has while its ledger is open and nothing is written.
+/// Renews what a member has while its ledger is open.
 pub(crate) fn keep_hold(shared: &Arc<Shared>, hold: Duration) {
     let shared: Weak<Shared> = Arc::downgrade(shared);
     tokio::spawn(async move {
@@ -126,8 +159,12 @@ pub(crate) fn keep_hold(shared: &Arc<Shared>, hold: Duration) {
         loop {
             beat.tick().await;
             let Some(shared) = shared.upgrade() else { return };
-            // Every transaction renews it. A server that is away is told to those who write.
-            let _ = shared.write(|_| Ok(())).await;
+            // A connection that was lost is made anew at once. A server that is away is told to those
+            // who write.
+            let renewed = tokio::task::spawn_blocking(move || shared.renew() || shared.renew());
+            if renewed.await.is_err() {
+                return;
+            }
         }
     });
 }

@@ -53,6 +53,14 @@ impl Store {
         }
     }
 
+    /// Renews what a member of a fleet has.
+    pub(crate) fn renew(&self) -> bool {
+        match self {
+            Self::Sqlite(_) => true,
+            Self::Postgres(store) => store.renew(),
+        }
+    }
+
     pub(crate) fn set_pages_max(&self, pages: u32) -> Result<(), LedgerError> {
         match self {
             Self::Sqlite(store) => store.set_pages_max(pages),

@@ -130,6 +130,10 @@ impl Shared {
         outcome.await.unwrap_or(Err(LedgerError::Closed))
     }
 
+    pub(crate) fn renew(&self) -> bool {
+        self.store.renew()
+    }
+
     pub(crate) fn set_pages_max(&self, pages: u32) -> Result<(), LedgerError> {
         self.store.set_pages_max(pages)
     }

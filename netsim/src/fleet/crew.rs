@@ -40,6 +40,7 @@ struct Member {
     process: Mutex<Child>,
     asks: Mutex<ChildStdin>,
     ready: OnceLock<()>,
+    resting: OnceLock<()>,
 }
 
 /// How the fleet is made.
@@ -73,7 +74,12 @@ impl Crew {
                 .context("failed to start a member")?;
             outs.push(process.stdout.take().context("its output is piped")?);
             let asks = Mutex::new(process.stdin.take().context("its input is piped")?);
-            members.push(Member { process: Mutex::new(process), asks, ready: OnceLock::new() });
+            members.push(Member {
+                process: Mutex::new(process),
+                asks,
+                ready: OnceLock::new(),
+                resting: OnceLock::new(),
+            });
         }
         let (bank, stops) = (Mutex::default(), Mutex::new(vec![0; shape.members]));
         let crew = Arc::new(Self { members, holders, bank, stops });
@@ -93,6 +99,11 @@ impl Crew {
         self.members.iter().all(|member| member.ready.get().is_some())
     }
 
+    /// Whether all have written down what they redeemed, since they were asked to `rest`.
+    pub(super) fn is_resting(&self) -> bool {
+        self.members.iter().all(|member| member.resting.get().is_some())
+    }
+
     /// Asks a member; its answer comes later, or never.
     pub(super) fn ask(&self, member: usize, question: &str) {
         let mut asks = self.members[member].asks.lock();
@@ -106,6 +117,7 @@ impl Crew {
         let (first, second, third) = (number(1), number(2), number(3));
         match (words[0], first, second, third) {
             ("ready", ..) => drop(self.members[member].ready.set(())),
+            ("resting", ..) => drop(self.members[member].resting.set(())),
             ("look", Some(channel), Some(task), _) => {
                 let redeemed = self.bank.lock().look((member, task), channel, &self.stops.lock());
                 self.ask(member, &format!("answer {task} {redeemed}"));

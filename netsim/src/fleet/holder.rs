@@ -12,7 +12,7 @@ use crate::rng::Rng;
 /// A member that does not answer for so long is left for another.
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// How long after what was refused is asked again.
-const AGAIN: Duration = Duration::from_millis(40);
+const AGAIN: Duration = Duration::from_millis(100);
 /// It leaves a member in order after so many vouchers, at most.
 const STAY: u64 = 60;
 /// What is sent to a member that was left without a word, beyond what is sent to the next.
@@ -58,7 +58,7 @@ impl Holder {
             thread::sleep(AGAIN);
             return;
         };
-        let known = self.log.acked.last().map_or(0, |(_, n)| *n);
+        let known = self.log.acked.iter().map(|(_, n)| *n).max().unwrap_or(0);
         self.log.forgotten += u64::from(newest < known);
         let mut next = newest.max(known) + 1;
         let last = next + 1 + self.rng.below(STAY);

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -21,6 +22,7 @@ use sluice_ledger::{
 use sluice_proto::wire::pay;
 use sluice_proto::{Amount, ChannelKey, Domain, EthAddress, Keypair, LeaseId};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::rng::Rng;
 
@@ -83,15 +85,26 @@ impl MemberOptions {
         let mut asked = lines();
         let answers = Answers::default();
         let seed = self.name.bytes().fold(1, |seed: u64, byte| seed * 31 + u64::from(byte));
+        let rest = Arc::new(AtomicBool::new(false));
+        let mut redeemers = JoinSet::new();
         for task in 0..self.redeemers {
-            let redeemer = Redeemer { ledger: ledger.clone(), task, answers: answers.clone() };
+            let (ledger, answers, rest) = (ledger.clone(), answers.clone(), rest.clone());
+            let redeemer = Redeemer { ledger, task, answers, rest };
             let rng = Rng::new(seed.wrapping_add(task << 32));
-            tokio::spawn(redeemer.run(rng, self.channels));
+            redeemers.spawn(redeemer.run(rng, self.channels));
         }
         say("ready")?;
         while let Some(line) = asked.recv().await {
             let words: Vec<&str> = line.split(' ').collect();
             match words.as_slice() {
+                ["rest"] => {
+                    rest.store(true, Ordering::Relaxed);
+                    let mut redeemers = std::mem::take(&mut redeemers);
+                    tokio::spawn(async move {
+                        while redeemers.join_next().await.is_some() {}
+                        say("resting").expect("somebody listens");
+                    });
+                }
                 ["answer", task, number] => answers.give(task.parse()?, number.parse()?),
                 [what, channel, rest @ ..] => {
                     let (channel, ledger) = (channel.parse()?, ledger.clone());
@@ -148,12 +161,13 @@ struct Redeemer {
     ledger: Ledger,
     task: u64,
     answers: Answers,
+    rest: Arc<AtomicBool>,
 }
 
 impl Redeemer {
     async fn run(self, mut rng: Rng, channels: u64) {
         let mut heard = self.answers.listen(self.task);
-        loop {
+        while !self.rest.load(Ordering::Relaxed) {
             let pause = rng.span(Duration::from_millis(20), Duration::from_millis(80));
             tokio::time::sleep(pause).await;
             let channel = rng.below(channels);

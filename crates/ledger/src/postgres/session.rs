@@ -20,7 +20,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 const SETTINGS: &str = "SET synchronous_commit = on;
     SET lock_timeout = '6s';
     SET statement_timeout = '8s';
-    SET idle_in_transaction_session_timeout = '5s';
+    SET idle_in_transaction_session_timeout = '3s';
     SET default_transaction_isolation = 'read committed';
     SET search_path = sluice";
 

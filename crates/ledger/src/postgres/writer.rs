@@ -26,13 +26,15 @@ const NAME_AGAIN: Duration = Duration::from_millis(50);
 /// connection's end is seen, so that the next of its name need not wait for its hold time.
 const LOCK: &str =
     "SELECT pg_try_advisory_lock(hashtextextended('sluice member ' || $1, 0)) AS got";
-/// The first statement of each transaction: renews what the member has, fails if another process took
-/// its name, and leaves the number by which the transaction is found again.
-const BEAT: &str = "UPDATE member SET batch = $1,
-        held_until = clock_timestamp() + CAST($2 AS BIGINT) * interval '1 millisecond'
-    WHERE name = $3 AND incarnation = $4";
+/// The first statement of each transaction: fails if another process took the member's name, and leaves
+/// the number by which the transaction is found again.
+const BEGUN: &str = "UPDATE turn SET batch = $1 WHERE member = $2 AND incarnation = $3";
 /// Waits for a transaction of a connection that was lost, if the server still works at it.
-const OUTCOME: &str = "SELECT incarnation, batch FROM member WHERE name = $1 FOR UPDATE";
+const OUTCOME: &str = "SELECT incarnation, batch FROM turn WHERE member = $1 FOR UPDATE";
+/// The first statement of each connection, before anything is taken: from now on the others have a
+/// hold time to come back to a server that was started anew.
+const BACK: &str = "UPDATE uptime SET started = pg_postmaster_start_time(), back = clock_timestamp()
+    WHERE started <> pg_postmaster_start_time()";
 
 pub(super) struct Writer {
     session: Option<Session>,
@@ -58,9 +60,14 @@ impl Writer {
         let told = |fault| schema::told(server, fault);
         let session = Session::open(server.config(), member).map_err(told)?;
         schema::migrate(server, &session)?;
+        session.execute(BACK, &[]).map_err(told)?;
         let incarnation = take_name(server, &session, member)?;
         let fences = Fences::new(member, incarnation, server.hold_ms());
         Ok(Self { session: Some(session), fences, batch: 0, locked: true })
+    }
+
+    pub(super) const fn incarnation(&self) -> i64 {
+        self.fences.incarnation()
     }
 
     /// Applies a batch in one transaction; fails only when it is known that none of it counts, or
@@ -125,7 +132,7 @@ impl Writer {
 
     fn transact(&self, session: &Session, batch: &[Operation]) -> Tried {
         let db = Db::Postgres(session, Some(&self.fences));
-        let begun = session.batch("BEGIN").and_then(|()| self.beat(&db));
+        let begun = session.batch("BEGIN").and_then(|()| self.is_begun(&db));
         match begun {
             Ok(true) => {}
             Ok(false) => {
@@ -153,16 +160,9 @@ impl Writer {
         }
     }
 
-    fn beat(&self, db: &Db<'_>) -> Result<bool, Fault> {
-        let changed = db.execute(
-            BEAT,
-            &[
-                self.batch.into(),
-                self.fences.hold_ms().into(),
-                self.fences.member().into(),
-                self.fences.incarnation().into(),
-            ],
-        )?;
+    fn is_begun(&self, db: &Db<'_>) -> Result<bool, Fault> {
+        let (member, incarnation) = (self.fences.member().into(), self.fences.incarnation());
+        let changed = db.execute(BEGUN, &[self.batch.into(), member, incarnation.into()])?;
         Ok(changed > 0)
     }
 
@@ -171,7 +171,9 @@ impl Writer {
             Some(session) => session,
             None => {
                 self.locked = false;
-                Session::open(server.config(), self.fences.member())?
+                let session = Session::open(server.config(), self.fences.member())?;
+                session.execute(BACK, &[])?;
+                session
             }
         };
         if !self.locked {
@@ -221,7 +223,7 @@ fn take_name(server: &Server, session: &Session, member: &str) -> Result<i64, Le
     for _ in 0..NAME_TRIES {
         let alive = "SELECT place FROM member WHERE name = $1
             AND clock_timestamp() < greatest(held_until,
-                pg_postmaster_start_time() + CAST($2 AS BIGINT) * interval '1 millisecond')";
+                (SELECT back FROM uptime) + CAST($2 AS BIGINT) * interval '1 millisecond')";
         let holder = db
             .row(alive, &[member.into(), server.hold_ms().into()], |row| row.maybe_text("place"))
             .map_err(told)?;
@@ -242,12 +244,16 @@ fn take_name(server: &Server, session: &Session, member: &str) -> Result<i64, Le
 fn insert(server: &Server, db: &Db<'_>, member: &str) -> Result<i64, Fault> {
     let process = format!("process {}", std::process::id());
     let taken = db.row(
-        "INSERT INTO member (name, incarnation, batch, held_until, place)
-         VALUES ($1, 1, 0,
-             clock_timestamp() + CAST($2 AS BIGINT) * interval '1 millisecond',
-             $3 || coalesce(' at ' || host(inet_client_addr()), ''))
-         ON CONFLICT (name) DO UPDATE SET incarnation = member.incarnation + 1, batch = 0,
-             held_until = excluded.held_until, place = excluded.place
+        "WITH taken AS (
+             INSERT INTO member (name, incarnation, held_until, place)
+             VALUES ($1, 1, clock_timestamp() + CAST($2 AS BIGINT) * interval '1 millisecond',
+                 $3 || coalesce(' at ' || host(inet_client_addr()), ''))
+             ON CONFLICT (name) DO UPDATE SET incarnation = member.incarnation + 1,
+                 held_until = excluded.held_until, place = excluded.place
+             RETURNING name, incarnation
+         )
+         INSERT INTO turn (member, incarnation, batch) SELECT name, incarnation, 0 FROM taken
+         ON CONFLICT (member) DO UPDATE SET incarnation = excluded.incarnation, batch = 0
          RETURNING incarnation",
         &[member.into(), server.hold_ms().into(), process.as_str().into()],
         |row| row.number("incarnation"),

@@ -96,15 +96,28 @@ CREATE TABLE counter (
 );
 INSERT INTO counter VALUES ('knock_floor', 0), ('probe', 0);
 
--- Each process of the fleet: how often one of its name was started, its newest transaction, and until
--- when nobody else may take what it has.
+-- Each process of the fleet: how often one of its name was started, and until when nobody else may take
+-- what it has. It renews that beside its transactions, so that a long one delays nothing.
 CREATE TABLE member (
     name TEXT PRIMARY KEY,
     incarnation BIGINT NOT NULL,
-    batch BIGINT NOT NULL,
     held_until TIMESTAMPTZ NOT NULL,
     place TEXT NOT NULL
 );
+
+-- The newest transaction of each.
+CREATE TABLE turn (
+    member TEXT PRIMARY KEY,
+    incarnation BIGINT NOT NULL,
+    batch BIGINT NOT NULL
+);
+
+-- One row: when the server was started, and when a member first came back to it after that.
+CREATE TABLE uptime (
+    started TIMESTAMPTZ NOT NULL,
+    back TIMESTAMPTZ NOT NULL
+);
+INSERT INTO uptime VALUES (pg_postmaster_start_time(), clock_timestamp());
 
 -- Who has what, and the number of the taking. Kinds: 0 a channel, 1 a lease without one, 2 the
 -- redemption of a channel, 3 an account.

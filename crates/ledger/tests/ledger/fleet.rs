@@ -163,7 +163,7 @@ async fn a_process_whose_name_was_taken_writes_no_more() {
     let one = place.join("one").await;
     one.put_lease(lease(LEASE, Role::Payee)).await.expect("puts");
     let client = place.client().await;
-    let sql = "UPDATE sluice.member SET incarnation = incarnation + 1";
+    let sql = "UPDATE sluice.turn SET incarnation = incarnation + 1";
     client.batch_execute(sql).await.expect("takes its name");
     let refused = one.record_earned(voucher(LEASE, 1)).await.expect_err("is refused");
     assert_eq!(refused, LedgerError::Superseded { member: "one".to_owned() });
