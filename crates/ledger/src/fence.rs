@@ -120,8 +120,7 @@ impl Ledger {
     /// Lets go of a duty.
     ///
     /// # Errors
-    /// [`LedgerError::Server`]; it is then free once this process's hold time is over, or at its next
-    /// try.
+    /// [`LedgerError::Server`]: this process has it until it is asked again, or ends.
     pub async fn leave_duty(&self, duty: Duty) -> Result<(), LedgerError> {
         if !self.is_shared() {
             return Ok(());

@@ -27,7 +27,7 @@ use crate::roles::{
 };
 use crate::settle::{self, Deposits, KeepOptions, Settler, keep};
 use crate::state::State;
-use crate::{commands, wallet};
+use crate::{commands, ledgers, wallet};
 
 /// A relay that is told to stop gives its clients so long to leave.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -257,7 +257,7 @@ async fn open_desk(config: &Config, role: &str) -> Result<Desk> {
     if let Some(path) = payee {
         identity.wallet = wallet::open(path, config.wallet.passphrase_file.as_deref())?;
     }
-    let ledger = Ledger::open(&state.ledger_path())?;
+    let ledger = ledgers::open(config, Some(role), &state).await?;
     let payout = match role {
         "relay" => config.relay.payout,
         _ => config.provide.payout,

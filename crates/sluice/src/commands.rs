@@ -25,6 +25,7 @@ pub(crate) use watch::watch;
 use crate::app::{give_play_money, open_chain, print};
 use crate::cli::StateArgs;
 use crate::config::Config;
+use crate::ledgers;
 use crate::settle::{Settler, policy};
 use crate::state::{SecretFile, State};
 use crate::wallet as keys;
@@ -50,6 +51,9 @@ fn place(config: &Config, args: &StateArgs) -> Result<PathBuf> {
     if let Some(role) = &args.role {
         return Ok(State::default_dir(role)?);
     }
+    if ledgers::is_on_server(config, None) {
+        return Ok(State::default_dir("relay")?);
+    }
     let mut found = Vec::new();
     for role in ROLES {
         let dir = State::default_dir(role)?;
@@ -68,12 +72,24 @@ fn place(config: &Config, args: &StateArgs) -> Result<PathBuf> {
 }
 
 /// The ledger of a directory, to be read beside a running role.
-fn read_ledger(dir: &Path) -> Result<Ledger> {
-    let path = State::ledger_in(dir);
-    if !path.exists() {
-        return Err(crate::state::StateError::NoLedger { dir: dir.to_owned() }.into());
-    }
-    Ok(Ledger::open_read_only(&path)?)
+async fn read_ledger(config: &Config, args: &StateArgs, dir: &Path) -> Result<Ledger> {
+    ledgers::read(config, args.role.as_deref(), dir).await
+}
+
+/// The state and the ledger of a role that was started before, to act in its place.
+async fn open_ledger(
+    config: &Config,
+    args: &StateArgs,
+    dir: &Path,
+    who: &str,
+) -> Result<(State, Ledger)> {
+    let role = args.role.as_deref();
+    let state = match ledgers::is_on_server(config, role) {
+        true => State::open(dir, who)?,
+        false => State::open_existing(dir, who)?,
+    };
+    let ledger = ledgers::open(config, role, &state).await?;
+    Ok((state, ledger))
 }
 
 /// The chain that the configuration names.

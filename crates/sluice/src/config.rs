@@ -101,6 +101,12 @@ impl Config {
                 ));
             }
         }
+        if self.relay.ledger.is_none() && self.relay.ledger_password_file.is_some() {
+            problems.push(Problem::new(
+                "relay.ledger_password_file",
+                "it is beside relay.ledger, the URL of a PostgreSQL server, which is missing",
+            ));
+        }
         ConfigError::of(None, problems)
     }
 

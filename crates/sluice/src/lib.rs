@@ -17,6 +17,7 @@ mod commands;
 pub mod config;
 pub mod demo;
 pub mod doctor;
+mod ledgers;
 pub mod roles;
 pub mod settle;
 pub mod state;

@@ -7,6 +7,7 @@
 //! finishes closes that it started.
 
 mod deposits;
+mod duty;
 mod held;
 mod keep;
 
@@ -19,6 +20,7 @@ use sluice_settlement::{
 };
 
 pub use deposits::{Deposits, Growth};
+pub(crate) use duty::Duties;
 pub use held::{Held, HeldError, held, held_of};
 pub use keep::{KeepOptions, Rounds, keep};
 pub(crate) use keep::{finish_close, told};

@@ -169,6 +169,14 @@ fn what_is_wrong_is_named_with_file_line_key_and_remedy() {
             "[relay]\nstarter_bytes = \"256 MB/s\"",
             "sluice.toml, line 3: relay.starter_bytes: \"256 MB/s\" is not a size: write a number and B, KB, MB, GB, TB, KiB, MiB, GiB or TiB, such as \"256 MiB\"",
         ),
+        (
+            "[relay]\nledger = \"postgres://u:s3cret@db.example/fleet\"",
+            "sluice.toml, line 3: relay.ledger: the way to the server is not encrypted: use one on this machine",
+        ),
+        (
+            "[relay]\nledger = \"postgres://u:s3cret@127.0.0.1:pg/fleet\"",
+            "sluice.toml, line 3: relay.ledger: it is not the URL of a PostgreSQL server: write one such as",
+        ),
         ("[relay]\nrate_max = 0", "sluice.toml, line 3: relay.rate_max: the rate must not be 0"),
         (
             "[provide]\nexpose = [\n  \"web=tcp:127.0.0.1:80\",\n  \"db=tcp:db.lan:5432\",\n]",

@@ -252,8 +252,8 @@ impl Shared {
     /// The reservation ended: what was left unpaid is remembered for a while.
     pub(crate) fn remove_meter(self: &Arc<Self>, peer: &PeerId) {
         self.meter(peer, |_, _| {});
-        let Some(meter) = self.meters.meters.lock().remove(peer) else { return };
-        let mut meter = meter.lock();
+        let Some(entry) = self.meters.meters.lock().remove(peer) else { return };
+        let mut meter = entry.lock();
         if let Some(due) = meter.due.take() {
             self.meters.due.lock().remove(&(due, *peer));
         }
@@ -265,6 +265,10 @@ impl Shared {
             holder = %peer, lease = %stats.lease, paid = stats.paid.total(),
             unpaid = stats.unpaid, amount = %stats.amount, "an account is closed",
         );
+        if !meter.persisting {
+            let (shared, peer, entry) = (self.clone(), *peer, entry.clone());
+            tokio::spawn(async move { shared.let_go(peer, &entry).await });
+        }
     }
 
     /// A pay message of a holder.

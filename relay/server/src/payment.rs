@@ -22,6 +22,11 @@ pub(crate) fn declined<T>(code: u32, message: impl Into<String>) -> Result<T, De
 
 impl From<LedgerError> for Declined {
     fn from(error: LedgerError) -> Self {
+        if let LedgerError::Owned { what, .. } = &error {
+            // The others of a fleet are its operator's business.
+            let message = format!("{what} is in use at another relay: show another channel here");
+            return Self { code: code::CHANNEL, message };
+        }
         // The holder need not know our paths.
         tracing::error!(%error, "the ledger failed");
         Self { code: code::LEDGER, message: "the relay cannot use its ledger now".into() }
@@ -112,6 +117,8 @@ impl RelayPayment {
             );
         }
         let (state, is_final) = self.state(&key).await?;
+        // Before what was earned is read: nobody else earns on it from now on.
+        self.ledger.take_channel(id).await?;
         let earned = self.ledger.newest_on_channel(id, Role::Payee).await?;
         let base = earned.map_or(Amount(0), |v| v.amount).max(state.redeemed);
         let deposit = self.usable(&state, is_final, base, terms);

@@ -4,13 +4,17 @@
 
 #[path = "support/client.rs"]
 mod client;
+#[cfg(unix)]
+#[path = "../../../crates/ledger/tests/ledger/server.rs"]
+mod server;
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use client::{Client, PATIENCE, some_keypair};
+use server::PostgresServer;
 use sluice_chain::Chain;
-use sluice_ledger::Ledger;
+use sluice_ledger::{Health, Ledger, LedgerError, Server};
 use sluice_metering::{Channel, HolderMeter, PayerEvent, Purse, Terms};
 use sluice_proto::eth::BIND_EXPORTER_LABEL;
 use sluice_proto::wire::control::{ReserveOffer, control::Kind};
@@ -38,8 +42,12 @@ struct World {
 impl World {
     async fn new(starter_bytes: u64) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
-        let chain = Chain::open_embedded(&dir.path().join("chain")).expect("a chain");
         let ledger = Ledger::open(&dir.path().join("ledger.db")).expect("a ledger");
+        Self::with(dir, ledger, starter_bytes).await
+    }
+
+    async fn with(dir: tempfile::TempDir, ledger: Ledger, starter_bytes: u64) -> Self {
+        let chain = Chain::open_embedded(&dir.path().join("chain")).expect("a chain");
         let payment =
             RelayPayment::new(ledger, chain.clone(), wallet(1).address(), EthAddress([0xC0; 20]));
         let config = RelayConfig {
@@ -228,6 +236,14 @@ impl Payer {
         }
     }
 
+    /// Answers what comes next.
+    async fn answer(&mut self) {
+        let datagram = tokio::time::timeout(PATIENCE, self.client.connection.read_datagram());
+        let datagram = datagram.await.expect("a claim").expect("the connection stands");
+        self.meter.handle_datagram(&datagram, now());
+        self.drain();
+    }
+
     fn drain(&mut self) {
         self.meter.flush(now());
         while let Some(event) = self.meter.poll_event() {
@@ -284,6 +300,81 @@ async fn vouchers_raise_the_limit_once_they_are_in_the_ledger() {
     let ledger = &world.config.payment.as_ref().expect("it charges").ledger;
     let newest = ledger.newest_earned(meter.lease).await.expect("read").expect("one");
     assert_eq!((newest.amount, newest.up), (meter.amount, meter.paid.up));
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_ledgers_server_is_away_no_voucher_counts_and_then_each_does() {
+    let Some(server) = PostgresServer::start().await else { return };
+    server.make_database("fleet").await;
+    let place = server.url("fleet").parse::<Server>().expect("a URL");
+    let ledger = Ledger::connect(&place, "relay").await.expect("joins");
+    let folder = tempfile::tempdir().expect("a folder");
+    let world = World::with(folder, ledger.clone(), 0).await;
+    let relay = world.start().await;
+    let mut payer = Payer::new(&world, &relay, 1, 1 << 30).await;
+    let (tenant, at_holder) = flow(&relay, &mut payer).await;
+    payer.send(at_holder, &tenant, 120);
+    payer.pay().await;
+    let before = relay.stats().meters[0].clone();
+    assert!(before.is_settled && before.paid.up > 0, "{before:?}");
+
+    server.kill();
+    payer.send(at_holder, &tenant, 600);
+    payer.answer().await;
+    let deadline = now() + PATIENCE;
+    while ledger.health() == Health::Good {
+        assert!(now() < deadline, "the voucher does not reach the ledger");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let away = relay.stats().meters[0].clone();
+    assert_eq!((away.paid, away.vouchers), (before.paid, before.vouchers));
+    assert!(away.unpaid > 0 && away.unpaid_max <= WINDOW_MIN, "{away:?}");
+
+    server.resume().await;
+    payer.pay().await;
+    payer.send(at_holder, &tenant, 120);
+    payer.pay().await;
+    let after = relay.stats().meters[0].clone();
+    assert!(after.paid.up > away.counts.up && after.unpaid_max <= WINDOW_MIN, "{after:?}");
+    let newest = ledger.newest_earned(after.lease).await.expect("read").expect("one");
+    assert_eq!((newest.amount, newest.up), (after.amount, after.paid.up));
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_channel_that_another_relay_of_the_fleet_has_is_refused_until_that_lets_go() {
+    let Some(server) = PostgresServer::start().await else { return };
+    server.make_database("fleet").await;
+    let place = server.url("fleet").parse::<Server>().expect("a URL");
+    let ledger = Ledger::connect(&place, "relay").await.expect("joins");
+    let world = World::with(tempfile::tempdir().expect("a folder"), ledger, 0).await;
+    let relay = world.start().await;
+    let other = Ledger::connect(&place, "other").await.expect("joins");
+    let key = world.open(1, 1 << 30, PERIOD_S).await;
+    let id = key.id(&world.chain.domain());
+    other.take_channel(id).await.expect("is free");
+    let mut client = Client::connect(&relay).await;
+    let offer = client.ask_terms().await;
+    let mut accept = client.acceptance(&offer);
+    accept.channel = Some(world.binding(&client, &key, &wallet(3)));
+    let refusal = client.accept(accept).await.expect_err("is another's");
+    assert_eq!(refusal.code, code::CHANNEL);
+    assert!(refusal.message.contains("in use at another relay"), "{refusal:?}");
+    other.let_go(terms_of(&offer).lease, Some(id)).await.expect("lets go");
+    let offer = client.ask_terms().await;
+    let mut accept = client.acceptance(&offer);
+    accept.channel = Some(world.binding(&client, &key, &wallet(3)));
+    client.accept(accept).await.expect("is free");
+    let refused = other.take_channel(id).await.expect_err("is the relay's");
+    assert!(matches!(refused, LedgerError::Owned { .. }), "{refused}");
+    // The reservation ends with its connection, and with it the hold on the channel.
+    drop(client);
+    let deadline = now() + PATIENCE;
+    while other.take_channel(id).await.is_err() {
+        assert!(now() < deadline, "the relay does not let go");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -33,7 +33,8 @@ const BEGUN: &str = "UPDATE turn SET batch = $1 WHERE member = $2 AND incarnatio
 const OUTCOME: &str = "SELECT incarnation, batch FROM turn WHERE member = $1 FOR UPDATE";
 /// The first statement of each connection, before anything is taken: from now on the others have a
 /// hold time to come back to a server that was started anew.
-const BACK: &str = "UPDATE uptime SET started = pg_postmaster_start_time(), back = clock_timestamp()
+const BACK: &str =
+    "UPDATE uptime SET started = pg_postmaster_start_time(), back = clock_timestamp()
     WHERE started <> pg_postmaster_start_time()";
 
 pub(super) struct Writer {

@@ -8,7 +8,8 @@ use sluice_proto::{Amount, ChannelId};
 use sluice_settlement::is_refund_due;
 
 use super::redeem::hash;
-use super::{chain, find, free, head, key_of, place, read_ledger, settler, short, table, tell};
+use super::{chain, find, free, head, key_of, open_ledger, place, read_ledger, settler, short};
+use super::{table, tell};
 use crate::app::print;
 use crate::cli::{ChannelCommand, StateArgs};
 use crate::config::{ChainKind, Config};
@@ -31,7 +32,7 @@ pub(crate) async fn channel(config: &Config, command: &ChannelCommand, json: boo
 
 async fn list(config: &Config, args: &StateArgs, json: bool) -> Result<()> {
     let dir = place(config, args)?;
-    let ledger = read_ledger(&dir)?;
+    let ledger = read_ledger(config, args, &dir).await?;
     let rows = ledger.channels().await?;
     let chain = match config.chain.kind {
         ChainKind::None => None,
@@ -118,8 +119,7 @@ impl Desk {
     async fn open(config: &Config, args: &StateArgs, channel: &str, to: &str) -> Result<Self> {
         let dir = place(config, args)?;
         free(&dir, config, to)?;
-        let state = State::open_existing(&dir, "channel")?;
-        let ledger = Ledger::open(&state.ledger_path())?;
+        let (state, ledger) = open_ledger(config, args, &dir, "channel").await?;
         let row = find(&ledger, channel).await?;
         Ok(Self { state, ledger, row })
     }

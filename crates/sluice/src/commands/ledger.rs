@@ -17,7 +17,8 @@ pub(crate) async fn ledger(config: &Config, command: &LedgerCommand, json: bool)
     match command {
         LedgerCommand::List { state } => list(config, state, json).await,
         LedgerCommand::Export { format, table, out, state } => {
-            let export = Export::of(&read_ledger(&place(config, state)?)?).await?;
+            let ledger = read_ledger(config, state, &place(config, state)?).await?;
+            let export = Export::of(&ledger).await?;
             let text = match format.as_str() {
                 "csv" => export.csv(table),
                 _ => serde_json::to_string_pretty(&export)?,
@@ -29,7 +30,8 @@ pub(crate) async fn ledger(config: &Config, command: &LedgerCommand, json: bool)
 }
 
 async fn list(config: &Config, args: &StateArgs, json: bool) -> Result<()> {
-    let export = Export::of(&read_ledger(&place(config, args)?)?).await?;
+    let ledger = read_ledger(config, args, &place(config, args)?).await?;
+    let export = Export::of(&ledger).await?;
     let names = ["lease", "edge", "side", "peer", "channel", "up", "down", "amount", "vouchers"];
     let mut rows = vec![head(names)];
     for lease in &export.leases {
@@ -80,7 +82,7 @@ fn write(out: Option<&Path>, text: &str) -> Result<()> {
 
 async fn check(config: &Config, offline: bool, args: &StateArgs, json: bool) -> Result<()> {
     let dir = place(config, args)?;
-    let ledger = read_ledger(&dir)?;
+    let ledger = read_ledger(config, args, &dir).await?;
     let chain = match config.chain.kind {
         ChainKind::None => None,
         ChainKind::Embedded | ChainKind::Rpc if offline => None,

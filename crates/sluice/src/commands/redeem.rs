@@ -7,14 +7,13 @@ use sluice_ledger::{ChannelStatus, Ledger, Role};
 use sluice_proto::{ChannelId, EthAddress};
 use sluice_settlement::{Decision, RedemptionPolicy};
 
-use super::{address_of, chain, free, head, open_key, payee_file, place, read_ledger};
+use super::{address_of, chain, free, head, open_key, open_ledger, payee_file, place, read_ledger};
 use super::{settler, short, table, tell};
 use crate::app::print;
 use crate::cli::RedeemArgs;
 use crate::config::Config;
 use crate::roles::{Reporter, transaction};
-use crate::settle::{Demand, Line, Plan, Planner, held, policy, told, write_down};
-use crate::state::State;
+use crate::settle::{Demand, Duties, Line, Plan, Planner, held, policy, told, write_down};
 
 pub(crate) async fn redeem(config: &Config, args: &RedeemArgs, json: bool) -> Result<()> {
     let dir = place(config, &args.state)?;
@@ -25,23 +24,35 @@ pub(crate) async fn redeem(config: &Config, args: &RedeemArgs, json: bool) -> Re
     };
     let chain = chain(config, &dir).await?;
     if args.dry_run {
-        let ledger = read_ledger(&dir)?;
+        let ledger = read_ledger(config, &args.state, &dir).await?;
         let account = address_of(config, &payee_file(config, &dir))?;
         return dry_run(config, &ledger, chain, account, &demand, json).await;
     }
     free(&dir, config, "redeem")?;
-    let state = State::open_existing(&dir, "redeem")?;
-    let ledger = Ledger::open(&state.ledger_path())?;
+    let (_state, ledger) = open_ledger(config, &args.state, &dir, "redeem").await?;
     check_named(&ledger, &demand, &chain).await?;
     let wallet = open_key(config, &payee_file(config, &dir))?;
     let settler = settler(config, chain, wallet).await?;
-    let held = held(&ledger, &settler.chain.domain()).await?;
-    let plan = settler.planner().plan(&held, &demand, true).await?;
+    let mut held = held(&ledger, &settler.chain.domain()).await?;
+    let all = held.len();
+    let mut duties = Duties::take(&ledger, settler.wallet.address(), &mut held).await?;
+    if held.len() < all {
+        tracing::warn!("{} channels are left to who redeems them now", all - held.len());
+    }
+    let plan = settler.planner().plan(&held, &demand, true).await;
+    let plan = match plan {
+        Ok(plan) => plan,
+        Err(error) => {
+            duties.leave().await;
+            return Err(error);
+        }
+    };
     if !json {
         print(&plan_table(&plan, &settler.policy));
     }
     let (paid, outcome) = settler.carry_out(&plan).await;
     write_down(&ledger, &settler.chain, &plan, &paid).await;
+    duties.leave().await;
     let report = Reporter::print(json);
     for done in &paid {
         report.tell(&told(&settler, done));

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use sluice_ledger::Server;
 use sluice_proto::{EthAddress, PeerId, RelayAddr, Ticket};
 use sluice_settlement::{PERIOD_MAX_S, RedemptionRule};
 
@@ -179,6 +180,10 @@ pub struct RelaySection {
     pub payout: Option<EthAddress>,
     /// Forwarding threads; 0: one per core.
     pub threads: usize,
+    /// The server of the ledger that a fleet shares; `None`: a file in the state directory.
+    pub ledger: Option<Server>,
+    /// A file of mode 0600 whose first line is the server's password.
+    pub ledger_password_file: Option<PathBuf>,
 }
 
 impl Default for RelaySection {
@@ -196,6 +201,8 @@ impl Default for RelaySection {
             allow: None,
             payout: None,
             threads: 0,
+            ledger: None,
+            ledger_password_file: None,
         }
     }
 }
@@ -218,6 +225,8 @@ impl RelaySection {
         }
         section.maybe("payout", &mut it.payout, text(address));
         section.set("threads", &mut it.threads, number(0, THREADS_MAX));
+        section.maybe("ledger", &mut it.ledger, text(str::parse::<Server>));
+        section.maybe("ledger_password_file", &mut it.ledger_password_file, text(path));
         it
     }
 }

@@ -11,7 +11,7 @@ use sluice_settlement::{Decision, TopUpRule, WhyWait, is_refund_due};
 use sluice_transport::Clock;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{Demand, Deposits, Held, Paid, Plan, Settler, follow, held, write_down};
+use super::{Demand, Deposits, Duties, Held, Paid, Plan, Settler, follow, held, write_down};
 use crate::roles::{Report, Reporter};
 
 /// How often deposits that are in use are compared with what was signed. It costs a look into the
@@ -137,9 +137,14 @@ async fn next(asked: &mut Option<Signal>) {
 
 async fn earnings_round(options: &KeepOptions, demand: &Demand, rounds: &mut Rounds) -> Result<()> {
     let KeepOptions { settler, ledger, report, .. } = options;
-    let held = held(ledger, &settler.chain.domain()).await?;
-    let (plan, paid) = rounds.round(settler, &held, demand, report).await?;
-    write_down(ledger, &settler.chain, &plan, &paid).await;
+    let mut held = held(ledger, &settler.chain.domain()).await?;
+    let mut duties = Duties::take(ledger, settler.wallet.address(), &mut held).await?;
+    let done = rounds.round(settler, &held, demand, report).await;
+    if let Ok((plan, paid)) = &done {
+        write_down(ledger, &settler.chain, plan, paid).await;
+    }
+    duties.leave().await;
+    let (plan, _) = done?;
     if *demand == Demand::All {
         for line in plan.lines.iter().filter(|line| line.unredeemed.0 > 0) {
             if let Decision::Wait(why) = line.decision {

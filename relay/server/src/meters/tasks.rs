@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use sluice_ledger::LedgerError;
 use sluice_metering::RelayMeter;
 use sluice_proto::PeerId;
 use sluice_proto::wire::code;
@@ -17,6 +18,8 @@ use crate::shared::Shared;
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Channels in use are read from the chain this often.
 const READ_EVERY: Duration = Duration::from_secs(30);
+/// How long after a ledger whose server is away is tried again.
+const LEDGER_AGAIN: Duration = Duration::from_millis(500);
 /// When the relay stops, holders may settle for this long.
 const SETTLE_WITHIN: Duration = Duration::from_secs(3);
 
@@ -31,18 +34,60 @@ impl Shared {
                 meter.persisting = next.is_some();
                 next
             };
-            let Some((seq, record)) = next else { return };
-            let result = payment.ledger.record_earned(stored(record)).await;
-            if let Err(error) = &result {
+            let Some((seq, record)) = next else { break };
+            let voucher = stored(record);
+            let result = loop {
+                let result = payment.ledger.record_earned(voucher.clone()).await;
+                let Err(error) = &result else { break result };
                 tracing::error!(%error, holder = %peer, "a voucher could not be written");
+                // Until its server is back the voucher is neither counted nor acknowledged, so that
+                // the window stops the traffic by itself. A newer one takes its place.
+                if !error.is_passing() || !self.is_current(&peer, &entry) {
+                    break result;
+                }
+                self.desk.clock().sleep(LEDGER_AGAIN).await;
+                if entry.lock().pending.is_some() {
+                    break result;
+                }
+            };
+            if !self.is_current(&peer, &entry) {
+                continue;
             }
-            let is_current = self.meters.get(&peer).is_some_and(|m| Arc::ptr_eq(&m, &entry));
-            if is_current {
-                self.meter(&peer, |meter, now| match result {
-                    Ok(()) => meter.handle_durable(seq, now),
-                    Err(_) => meter.handle_ledger_failed(now),
-                });
+            match result {
+                Ok(()) => self.meter(&peer, |meter, now| meter.handle_durable(seq, now)),
+                Err(error) if error.is_passing() => {}
+                Err(error) => {
+                    self.meter(&peer, RelayMeter::handle_ledger_failed);
+                    if let LedgerError::Fenced { .. } | LedgerError::Superseded { .. } = error {
+                        let why = "this relay has lost the channel to another one".to_owned();
+                        self.drive(|admission, _| admission.revoke(&peer, code::LEDGER, why));
+                    }
+                }
             }
+        }
+        if !self.is_current(&peer, &entry) {
+            self.let_go(peer, &entry).await;
+        }
+    }
+
+    fn is_current(&self, peer: &PeerId, entry: &Arc<Mutex<Meter>>) -> bool {
+        self.meters.get(peer).is_some_and(|meter| Arc::ptr_eq(&meter, entry))
+    }
+
+    /// A reservation ended, and its last voucher is written: another relay of the fleet may go on with
+    /// its channel.
+    pub(super) async fn let_go(&self, peer: PeerId, entry: &Arc<Mutex<Meter>>) {
+        let Some(payment) = self.desk.payment() else { return };
+        let (lease, channel) = {
+            let meter = entry.lock();
+            (meter.new.terms.lease, meter.new.shown.map(|shown| shown.channel.id))
+        };
+        let is_resumed = self.meters.get(&peer).is_some_and(|m| m.lock().new.terms.lease == lease);
+        if is_resumed {
+            return;
+        }
+        if let Err(error) = payment.ledger.let_go(lease, channel).await {
+            tracing::warn!(%error, holder = %peer, "a channel could not be let go");
         }
     }
 
@@ -54,10 +99,15 @@ impl Shared {
     ) {
         let Some(payment) = self.desk.payment() else { return };
         let prefix = entry.lock().new.starter.prefix.clone();
-        let result = payment.ledger.record_starter(peer, prefix, self.desk.month(), bytes).await;
-        if let Err(error) = result {
+        loop {
+            let (prefix, month) = (prefix.clone(), self.desk.month());
+            let result = payment.ledger.record_starter(peer, prefix, month, bytes).await;
+            let Err(error) = result else { return };
             tracing::error!(%error, holder = %peer, "starter bytes could not be written down");
-            self.meter(&peer, RelayMeter::handle_ledger_failed);
+            if !error.is_passing() {
+                return self.meter(&peer, RelayMeter::handle_ledger_failed);
+            }
+            self.desk.clock().sleep(LEDGER_AGAIN).await;
         }
     }
 
