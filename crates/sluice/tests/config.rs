@@ -53,7 +53,7 @@ fn the_examples_own_examples_are_valid() {
         }
         tried += 1;
     }
-    assert_eq!(tried, 22);
+    assert_eq!(tried, 24);
 }
 
 #[test]

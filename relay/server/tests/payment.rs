@@ -368,8 +368,8 @@ async fn a_channel_that_another_relay_of_the_fleet_has_is_refused_until_that_let
     client.accept(accept).await.expect("is free");
     let refused = other.take_channel(id).await.expect_err("is the relay's");
     assert!(matches!(refused, LedgerError::Owned { .. }), "{refused}");
-    // The reservation ends with its connection, and with it the hold on the channel.
     drop(client);
+    relay.drain(Duration::from_millis(100)).await;
     let deadline = now() + PATIENCE;
     while other.take_channel(id).await.is_err() {
         assert!(now() < deadline, "the relay does not let go");
