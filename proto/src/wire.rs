@@ -101,6 +101,8 @@ pub mod code {
     pub const LEDGER: u32 = 12;
     /// The local end of a TCP connection was reset.
     pub const RESET: u32 = 13;
+    /// A process with the same key started later, and stands: a copy of the state directory runs.
+    pub const SUPERSEDED: u32 = 14;
 }
 
 /// Why bytes are not the message they should be.

@@ -88,8 +88,12 @@ fn some_message(seed: u64) -> Bytes {
         signature: vec![6; 65].into(),
     };
     let terms = pay::SignedTerms { terms: vec![1; 200].into(), signature: vec![2; 64].into() };
-    let offer =
-        control::ReserveOffer { terms: Some(terms), starter_left: seed, newest: Some(voucher) };
+    let offer = control::ReserveOffer {
+        terms: Some(terms),
+        starter_left: seed,
+        newest: Some(voucher),
+        channel: None,
+    };
     control::Control { kind: Some(control::control::Kind::Offer(offer)) }.encode_to_vec().into()
 }
 

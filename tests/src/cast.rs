@@ -9,7 +9,7 @@ use sluice::config::DirectPolicy;
 use sluice::roles::{ConnectOptions, Identity, Money, ProvideOptions, RelayOptions, Reporter};
 use sluice::settle::Deposits;
 use sluice_chain::Chain;
-use sluice_ledger::Ledger;
+use sluice_ledger::{Ledger, Recovery};
 use sluice_proto::{Amount, Keypair, PeerId, Price, RelayAddr, ServiceName, Ticket, WalletKey};
 use sluice_relay::Relay;
 use sluice_transport::NatOptions;
@@ -114,6 +114,7 @@ impl Cast {
             wallet,
             invites: [7; 16],
             incarnation: n,
+            recovery: Recovery::none(),
         };
         let ledger = Ledger::open(&self.dir.path().join(format!("{n}.db")))?;
         Ok(Member { identity, ledger, money })

@@ -19,7 +19,9 @@ use sluice::config::{
     BitRate, ByteSize, ChainKind, Config, DirectPolicy, Expose, Finality, GasPrice, Map,
     parse_duration, parse_relay, parse_rule,
 };
+use sluice::state::State;
 use sluice::wallet::Keystore;
+use sluice_ledger::{Found, Recovery};
 use sluice_metering::{Payee, Payer, Statement, Terms};
 use sluice_proto::frame::{FrameType, Observe, Observed};
 use sluice_proto::wire::{self, control, pay, rendezvous, session};
@@ -37,6 +39,7 @@ const INPUTS: usize = 2_000;
 const OF_FILES: &[(&str, usize, &str)] = &[
     ("crates/chain/src/embedded/store.rs", 1, "the_embedded_chains_file"),
     ("crates/chain/src/rpc/node.rs", 1, "crates/chain/tests/rpc.rs::a_nodes_answers"),
+    ("crates/ledger/src/recovery.rs", 2, "what_a_restored_node_remembers"),
     ("crates/ledger/src/rows.rs", 1, "messages"),
     ("crates/ledger/src/vouchers.rs", 1, "messages"),
     ("crates/metering/src/payer.rs", 1, "pay_datagrams"),
@@ -52,6 +55,7 @@ const OF_FILES: &[(&str, usize, &str)] = &[
     ("crates/sluice/src/config/sections.rs", 1, "values_of_the_configuration"),
     ("crates/sluice/src/config/values.rs", 14, "values_of_the_configuration"),
     ("crates/sluice/src/state.rs", 2, "crates/sluice/src/state.rs::keys"),
+    ("crates/sluice/src/state/origin.rs", 2, "what_a_restored_node_remembers"),
     ("crates/sluice/src/wallet/keystore.rs", 4, "keystores"),
     ("crates/transport/src/knock.rs", 4, "crates/transport/src/knock/fed.rs::knocks_and_probes"),
     ("crates/transport/src/node/rendezvous.rs", 1, "messages"),
@@ -601,6 +605,30 @@ fn keystores() {
     feed!(vec![genuine.as_bytes().to_vec()], |bytes| {
         if let Ok(keystore) = Keystore::parse(bytes) {
             assert!(Keystore::parse(keystore.to_json().as_bytes()).is_ok());
+        }
+    });
+}
+
+#[test]
+fn what_a_restored_node_remembers() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = State::recovery_in(dir.path());
+    let found = Found { at_unix_s: 9, why: "copied".to_owned() };
+    let recovery = Recovery::begin(&path, &found).expect("a disk");
+    recovery.settle(LeaseId([7; 32])).expect("a disk");
+    drop(State::open(dir.path(), "relay").expect("a directory"));
+    let files = [path, dir.path().join("instance"), dir.path().join("seal")];
+    let genuine = files.clone().map(|file| std::fs::read(file).expect("a file"));
+    assert_eq!(State::moved(dir.path()).expect("reads"), None, "the seeds are genuine");
+    feed!(genuine.to_vec(), |bytes| {
+        for (file, whole) in files.iter().zip(&genuine) {
+            std::fs::write(file, bytes).expect("a disk");
+            let in_place = State::moved(dir.path()).expect("reads").is_none();
+            assert!(!in_place || file.ends_with("recovery"), "a file was replaced unseen");
+            if let Ok(recovery) = Recovery::open(&files[0]) {
+                let _ = recovery.doubts(LeaseId([7; 32]));
+            }
+            std::fs::write(file, whole).expect("a disk");
         }
     });
 }

@@ -16,7 +16,7 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError::Terms`] when the terms are not encoded terms; [`LedgerError::Range`];
-    /// [`LedgerError::Mismatch`] when a field that never changes did, or a count of sessions fell;
+    /// [`LedgerError::Mismatch`] when a field that never changes did, or the number of the newest session fell;
     /// [`LedgerError::Write`].
     pub async fn put_lease(&self, lease: LeaseRow) -> Result<(), LedgerError> {
         self.write(move |tx| put(tx, &lease)).await

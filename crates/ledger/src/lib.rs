@@ -39,6 +39,7 @@ mod leases;
 mod ledger;
 mod lock;
 mod postgres;
+mod recovery;
 mod relay;
 mod rows;
 mod schema;
@@ -51,6 +52,7 @@ pub use error::LedgerError;
 pub use fence::Duty;
 pub use ledger::Ledger;
 pub use postgres::{HOLD_DEFAULT, Server, ServerError};
+pub use recovery::{Found, Recovery, RecoveryError};
 pub use relay::{KNOCKS_MAX, Starter};
 pub use rows::{
     ChannelRow, ChannelStatus, Edge, LeaseRow, Link, RedemptionKind, RedemptionRow, Role,

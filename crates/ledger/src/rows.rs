@@ -99,7 +99,7 @@ pub struct LeaseRow {
     pub channel: Option<ChannelId>,
     /// The channel's amount when the lease began.
     pub base: Amount,
-    /// How many sessions the lease has had.
+    /// Number of its newest session: each is above those before.
     pub sessions: u64,
     /// Whether no session will use it again.
     pub closed: bool,

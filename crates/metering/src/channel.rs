@@ -1,6 +1,8 @@
 //! The channel that pays an edge.
 
-use sluice_proto::{Amount, ChannelId, Domain, EthAddress, WalletKey};
+use bytes::Bytes;
+use sluice_proto::wire::pay;
+use sluice_proto::{Amount, ChannelId, ChannelKey, Domain, EthAddress, WalletKey};
 
 /// A channel as both ends of an edge know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +17,19 @@ pub struct Channel {
     pub deposit: Amount,
     /// Its cumulative amount when the lease began.
     pub base: Amount,
+}
+
+/// A channel as it is shown to its payer, who may have forgotten it: nothing is signed.
+#[must_use]
+pub fn show_channel(id: ChannelId, key: &ChannelKey) -> pay::ChannelBinding {
+    let copy = |b: &[u8]| Bytes::copy_from_slice(b);
+    pay::ChannelBinding {
+        payer: copy(&key.payer.0),
+        signer: copy(&key.signer.0),
+        salt: copy(&key.salt),
+        channel: copy(&id.0),
+        signature: Bytes::new(),
+    }
 }
 
 /// A channel with the key that spends from it. The key is never printed.

@@ -24,6 +24,9 @@
 //! broke) is written off, up to four windows and 5 % of what it paid; beyond that the gate closes, so
 //! that resetting and reconnecting again and again brings nobody a free ride.
 //!
+//! Before a session begins both sides show their newest voucher, and go on from the higher one
+//! ([`Resumption`]): a ledger that was restored from a backup makes nobody pay twice.
+//!
 //! Everything here is sans-IO: facts go in with `handle_*`, actions come out of `poll_event`,
 //! `poll_transmit` and `poll_timeout`, to be drained after each mutation. The caller owns the
 //! ledger: on `Persist { seq, record }` it writes, then calls `handle_persisted(seq)` (payer) or
@@ -42,12 +45,13 @@ mod payee;
 mod payer;
 mod relay_meter;
 mod repeat;
+mod resume;
 mod statement;
 mod terms;
 mod till;
 mod voucher;
 
-pub use channel::{Channel, Purse};
+pub use channel::{Channel, Purse, show_channel};
 pub use counts::{Counts, Direction, StreamIndex};
 pub use gate::{Gate, Permit, Reason};
 pub use grant::{
@@ -59,6 +63,7 @@ pub use lie::{Evidence, Lie};
 pub use payee::{Payee, PayeeEvent};
 pub use payer::{Payer, PayerEvent};
 pub use relay_meter::{RelayMeter, RelayMeterEvent};
+pub use resume::{Resumption, Standing, check_session, session_after};
 pub use sluice_proto::{RelayBudget, RelayFlow};
 pub use statement::{Statement, StreamPosition, StreamState};
 pub use terms::{Payment, Terms, TermsError, accept_terms, check_accept, terms_hash};

@@ -27,6 +27,14 @@ pub enum Lie {
         /// The one that it names.
         found: u64,
     },
+    /// A session with a number that was there before.
+    #[error("session {found} is not new: session {last} was there before it")]
+    OldSession {
+        /// The newest that the payer knows.
+        last: u64,
+        /// The number that the payee gave.
+        found: u64,
+    },
     /// A voucher on an edge that costs something, before its payer showed a channel.
     #[error("a voucher came before the channel that pays it")]
     NoChannel,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use sluice_chain::{Chain, Finality as ChainFinality, PATIENCE_DEFAULT, RpcConfig};
-use sluice_ledger::Ledger;
+use sluice_ledger::{Ledger, Recovery};
 use sluice_proto::{Amount, Price, RelayAddr, ServiceName, Ticket, WalletKey};
 use sluice_settlement::TopUpRule;
 use sluice_transport::{Clock, NatOptions};
@@ -258,6 +258,7 @@ async fn open_desk(config: &Config, role: &str) -> Result<Desk> {
         identity.wallet = wallet::open(path, config.wallet.passphrase_file.as_deref())?;
     }
     let ledger = ledgers::open(config, Some(role), &state).await?;
+    identity.recovery = still_in_doubt(&state, &ledger).await?;
     let payout = match role {
         "relay" => config.relay.payout,
         _ => config.provide.payout,
@@ -276,6 +277,26 @@ async fn open_desk(config: &Config, role: &str) -> Result<Desk> {
         None => None,
     };
     Ok(Desk { identity, ledger, money, state })
+}
+
+/// What is in doubt in a state directory that was copied or restored; the recovery ends when nothing
+/// is any more.
+async fn still_in_doubt(state: &State, ledger: &Ledger) -> Result<Recovery> {
+    let recovery = state.recovery();
+    let Some(found) = recovery.found() else { return Ok(Recovery::none()) };
+    let leases = commands::in_doubt(ledger, recovery, false).await?;
+    if leases.is_empty() {
+        Recovery::end(&State::recovery_in(state.dir()))?;
+        return Ok(Recovery::none());
+    }
+    tracing::warn!(
+        "{}: {}; {} leases are in doubt, each until its other side has shown its newest voucher; \
+         nothing is signed or served on them before",
+        state.dir().display(),
+        found.why,
+        leases.len()
+    );
+    Ok(recovery.clone())
 }
 
 /// When a role adds to the deposits that it pays from.

@@ -257,6 +257,10 @@ pub enum ChannelCommand {
     Close {
         /// The channel, as `sluice channel list` shows it; its beginning is enough.
         channel: String,
+        /// As its payee: close at the newest voucher that this ledger holds, even if newer ones may be
+        /// lost, since the state directory was copied or restored from a backup.
+        #[arg(long)]
+        accept_loss: bool,
         /// Whose.
         #[command(flatten)]
         state: StateArgs,

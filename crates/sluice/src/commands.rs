@@ -17,7 +17,7 @@ use sluice_ledger::{ChannelRow, Ledger};
 use sluice_proto::{EthAddress, WalletKey};
 
 pub(crate) use channel::channel;
-pub(crate) use ledger::ledger;
+pub(crate) use ledger::{in_doubt, ledger};
 pub(crate) use redeem::redeem;
 pub(crate) use wallet::wallet;
 pub(crate) use watch::watch;

@@ -10,6 +10,7 @@ mod provide;
 mod relay;
 mod report;
 mod reservation;
+mod starts;
 mod stop;
 
 pub use channel::Money;

@@ -4,14 +4,17 @@
 //! can read or that another user owns is refused: who else may have read it is unknown. In memory
 //! they are wiped when dropped.
 
-#![expect(clippy::disallowed_methods, reason = "keys and the incarnation are drawn here")]
+#![expect(clippy::disallowed_methods, reason = "keys are drawn here, and starts numbered")]
 
 mod files;
+mod origin;
 
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use sluice_ledger::{Found, Recovery};
 use sluice_proto::{Keypair, PeerId, WalletKey};
 use zeroize::Zeroizing;
 
@@ -39,6 +42,7 @@ pub struct State {
     invite: Secret<16>,
     wallet: WalletKey,
     incarnation: u64,
+    recovery: Recovery,
     _lock: File,
 }
 
@@ -53,7 +57,8 @@ impl fmt::Debug for State {
 
 impl State {
     /// Opens the directory of a role ("relay", "provide", "connect"), making it and its keys if they
-    /// are not there.
+    /// are not there. If it was copied here or restored from a backup since its node ran last, as far
+    /// as the file system tells, then a [`Recovery`] begins.
     ///
     /// # Errors
     /// When another process uses it, another user owns it or others can read a key, a key is
@@ -61,6 +66,7 @@ impl State {
     pub fn open(dir: &Path, role: &str) -> Result<Self, StateError> {
         files::make_dir(dir)?;
         let lock = files::lock(dir, role)?;
+        let (incarnation, recovery) = arrive(dir)?;
         let state = Self {
             dir: dir.to_owned(),
             node: key(dir, "node.key", node_draw, node_parse)?,
@@ -68,7 +74,8 @@ impl State {
             reset: key(dir, "reset.key", draw::<64>, exact)?,
             invite: key(dir, "invite.key", draw::<16>, exact)?,
             wallet: key(dir, "wallet.key", wallet_draw, wallet_parse)?,
-            incarnation: incarnation()?,
+            incarnation,
+            recovery,
             _lock: lock,
         };
         Ok(state)
@@ -178,10 +185,33 @@ impl State {
         &self.wallet
     }
 
-    /// A number drawn at this start, by which relays tell a restart.
+    /// The number of this start: above those of all starts before that this directory knows of, and
+    /// of those of its copies that started earlier, as far as their clocks agree. Others tell a
+    /// restart by it, and which of two processes with the same keys stands.
     #[must_use]
     pub fn incarnation(&self) -> u64 {
         self.incarnation
+    }
+
+    /// What is in doubt, if the directory was found copied or restored.
+    #[must_use]
+    pub fn recovery(&self) -> &Recovery {
+        &self.recovery
+    }
+
+    /// Where a directory's recovery is written down, while one lasts.
+    #[must_use]
+    pub fn recovery_in(dir: &Path) -> PathBuf {
+        dir.join("recovery")
+    }
+
+    /// Why a directory is not the one that its node left, as far as the file system tells. Nothing is
+    /// made or changed.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    pub fn moved(dir: &Path) -> Result<Option<&'static str>, StateError> {
+        Ok(origin::look(dir)?.moved)
     }
 
     /// Where the ledger is.
@@ -228,10 +258,22 @@ fn default_dir(
     Ok(base.join(role))
 }
 
-fn incarnation() -> Result<u64, StateError> {
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).map_err(|e| StateError::Random(e.to_string()))?;
-    Ok(u64::from_be_bytes(bytes))
+/// Looks where this directory comes from, and marks it as this start's. Gives the start's number.
+fn arrive(dir: &Path) -> Result<(u64, Recovery), StateError> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let before = origin::look(dir)?;
+    let path = State::recovery_in(dir);
+    let recovery = match before.moved.filter(|_| State::ledger_in(dir).exists()) {
+        Some(why) => {
+            let found = Found { at_unix_s: since.as_secs(), why: why.to_owned() };
+            Recovery::begin(&path, &found)?
+        }
+        None => Recovery::open(&path)?,
+    };
+    let now = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+    let start = before.start.saturating_add(1).max(now);
+    origin::mark(dir, start)?;
+    Ok((start, recovery))
 }
 
 fn draw<const N: usize>() -> Result<Zeroizing<Vec<u8>>, StateError> {

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use sluice::state::{State, StateError};
 use sluice::wallet::{self, WalletError};
+use sluice_ledger::Recovery;
 use tempfile::TempDir;
 
 const KEYS: [&str; 5] = ["node.key", "noise.key", "reset.key", "invite.key", "wallet.key"];
@@ -36,11 +37,12 @@ fn keys_are_made_once_and_only_their_owner_can_read_them() {
     for name in KEYS {
         assert_eq!(mode(&dir.join(name)), 0o600, "{name}");
     }
-    assert_eq!(fs::read_dir(&dir).expect("lists").count(), KEYS.len() + 1, "and the lock");
+    let others = ["lock", "instance", "seal"];
+    assert_eq!(fs::read_dir(&dir).expect("lists").count(), KEYS.len() + others.len());
     drop(state);
     let again = State::open(&dir, "provide").expect("opens");
     assert_eq!(told(&again), first);
-    assert_ne!(again.incarnation(), incarnation, "a start is told from the last");
+    assert!(again.incarnation() > incarnation, "a start is above those before");
     let other = State::open(&folder.path().join("c"), "provide").expect("opens");
     assert_ne!(told(&other), first);
 }
@@ -146,4 +148,78 @@ fn a_wallet_elsewhere_is_read_under_the_same_rules_and_never_made() {
         let error = wallet::open(&path, None).expect_err("is no key").to_string();
         assert!(error.contains(part) && error.contains("payer.key"), "{error}");
     }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("makes");
+    chmod(to, 0o700);
+    for entry in fs::read_dir(from).expect("lists") {
+        let entry = entry.expect("an entry");
+        fs::copy(entry.path(), to.join(entry.file_name())).expect("copies");
+    }
+}
+
+fn why(state: &State) -> Option<&str> {
+    state.recovery().found().map(|found| found.why.as_str())
+}
+
+#[test]
+fn a_directory_that_stays_or_moves_as_a_whole_is_sure_of_itself() {
+    let folder = folder();
+    let (here, there) = (folder.path().join("here"), folder.path().join("there"));
+    drop(State::open(&here, "relay").expect("opens"));
+    fs::write(State::ledger_in(&here), b"").expect("writes");
+    for _ in 0..3 {
+        assert_eq!(why(&State::open(&here, "relay").expect("opens")), None);
+    }
+    fs::rename(&here, &there).expect("moves");
+    assert_eq!(State::moved(&there).expect("looks"), None);
+    assert_eq!(why(&State::open(&there, "relay").expect("opens")), None);
+}
+
+#[test]
+fn a_copy_and_a_restored_backup_are_found_and_stay_in_doubt() {
+    let folder = folder();
+    let [here, copied, backup] = ["here", "copied", "backup"].map(|name| folder.path().join(name));
+    drop(State::open(&here, "relay").expect("opens"));
+    fs::write(State::ledger_in(&here), b"").expect("writes");
+    copy(&here, &copied);
+    copy(&here, &backup);
+    assert!(State::moved(&copied).expect("looks").is_some_and(|why| why.contains("a copy")));
+    for _ in 0..2 {
+        let state = State::open(&copied, "relay").expect("opens");
+        assert!(why(&state).is_some_and(|why| why.contains("a copy")), "until it is settled");
+    }
+    assert_eq!(State::moved(&copied).expect("looks"), None, "it is another node's now");
+    // The same directory, the same files, written over.
+    copy(&backup, &here);
+    let state = State::open(&here, "relay").expect("opens");
+    assert!(why(&state).is_some_and(|why| why.contains("replaced")));
+    drop(state);
+    // A ledger that came alone.
+    for name in ["instance", "seal"] {
+        drop(Recovery::end(&State::recovery_in(&here)));
+        fs::remove_file(here.join(name)).expect("removes");
+        let state = State::open(&here, "relay").expect("opens");
+        assert!(why(&state).is_some_and(|why| why.contains("nothing tells")), "{name}");
+    }
+}
+
+#[test]
+fn nothing_is_in_doubt_where_there_is_no_ledger() {
+    let folder = folder();
+    let (here, copied) = (folder.path().join("here"), folder.path().join("copied"));
+    drop(State::open(&here, "relay").expect("opens"));
+    copy(&here, &copied);
+    assert_eq!(why(&State::open(&copied, "relay").expect("opens")), None);
+}
+
+#[test]
+fn the_number_of_a_start_is_above_the_last_also_when_the_clock_went_back() {
+    let folder = folder();
+    drop(State::open(folder.path(), "relay").expect("opens"));
+    let late = u64::MAX / 2;
+    fs::write(folder.path().join("instance"), format!("sluice instance 1\nstart {late}\n"))
+        .expect("writes");
+    assert_eq!(State::open(folder.path(), "relay").expect("opens").incarnation(), late + 1);
 }

@@ -170,6 +170,7 @@ pub(crate) struct Shared {
     over_tcp: watch::Sender<bool>,
     flow_events: Option<mpsc::Sender<LinkEvent>>,
     forwards: AtomicBool,
+    superseded: AtomicBool,
 }
 
 impl RelayLink {
@@ -259,6 +260,12 @@ impl RelayLink {
         self.0.forwards.load(Relaxed)
     }
 
+    /// Whether the relay refuses this process, since another one with the same key started later.
+    #[must_use]
+    pub fn is_superseded(&self) -> bool {
+        self.0.superseded.load(Relaxed)
+    }
+
     /// Round-trip time of the control connection.
     #[must_use]
     pub fn rtt(&self) -> Option<Duration> {
@@ -317,6 +324,7 @@ pub(crate) fn start(
         over_tcp: watch::Sender::new(false),
         flow_events: events.clone(),
         forwards: AtomicBool::new(true),
+        superseded: AtomicBool::new(false),
     });
     let link = RelayLink(shared.clone());
     let weak = Arc::downgrade(&shared);
@@ -519,7 +527,12 @@ impl Task {
         let mut reader = MessageReader::<control::Control>::new(receive);
         let welcome = match reader.next().await.map_err(|e| e.to_string())?.and_then(|c| c.kind) {
             Some(Kind::Welcome(welcome)) => welcome,
-            Some(Kind::Refusal(r)) => return Err(wire::display_text(&r.message)),
+            Some(Kind::Refusal(r)) => {
+                if let Some(shared) = self.link.upgrade() {
+                    shared.superseded.store(r.code == code::SUPERSEDED, Relaxed);
+                }
+                return Err(wire::display_text(&r.message));
+            }
             _ => return Err("the relay did not begin with a welcome".to_owned()),
         };
         if welcome.version != VERSION {
@@ -563,6 +576,7 @@ impl Task {
             *shared.observed.lock() = observed;
             *shared.seen_at.lock() = wire::decode_seen(&welcome.observed).map(|seen| seen.ip());
             *shared.connection.lock() = Some(connection.clone());
+            shared.superseded.store(false, Relaxed);
             let over_tcp = self.slot.lock().is_some();
             let differs = |before: &mut bool| std::mem::replace(before, over_tcp) != over_tcp;
             if shared.over_tcp.send_if_modified(differs) {

@@ -74,7 +74,8 @@ pub struct NodeConfig {
     pub bind: SocketAddr,
     /// Keys QUIC's stateless resets; kept on disk, so that a restarted node resets what it forgot.
     pub reset_key: [u8; 64],
-    /// Random at each start of the process.
+    /// Number of this start of the process, above those of all before: of two processes with one key
+    /// the later one stands.
     pub incarnation: u64,
     /// Who may connect.
     pub accept: AcceptPolicy,

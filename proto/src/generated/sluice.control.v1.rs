@@ -55,7 +55,7 @@ pub struct Hello {
     pub versions: ::prost::alloc::vec::Vec<u32>,
     #[prost(string, repeated, tag = "2")]
     pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// random at each start of the process
+    /// number of this start of the process, above those of all before
     #[prost(fixed64, tag = "3")]
     pub incarnation: u64,
 }
@@ -96,6 +96,9 @@ pub struct ReserveOffer {
     /// the newest voucher that the relay holds from this holder
     #[prost(message, optional, tag = "3")]
     pub newest: ::core::option::Option<super::super::pay::v1::Voucher>,
+    /// what pays it, unsigned, for a holder that forgot it
+    #[prost(message, optional, tag = "4")]
+    pub channel: ::core::option::Option<super::super::pay::v1::ChannelBinding>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Reserved {

@@ -36,12 +36,18 @@ pub struct Hello {
     pub versions: ::prost::alloc::vec::Vec<u32>,
     #[prost(string, repeated, tag = "2")]
     pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// the lease to go on with; empty: a new one
+    /// the lease to go on with; empty: none is known; unknown: a new one
     #[prost(bytes = "bytes", tag = "3")]
     pub lease: ::prost::bytes::Bytes,
     /// the ticket's secret
     #[prost(bytes = "bytes", tag = "4")]
     pub invite: ::prost::bytes::Bytes,
+    /// number of this start of the process, above those of all before
+    #[prost(fixed64, tag = "5")]
+    pub start: u64,
+    /// of `lease`, for a payee that forgot it
+    #[prost(message, optional, tag = "6")]
+    pub terms: ::core::option::Option<super::super::pay::v1::SignedTerms>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Offer {
@@ -56,10 +62,13 @@ pub struct Offer {
     /// the newest voucher that the payee holds on this lease
     #[prost(message, optional, tag = "5")]
     pub newest: ::core::option::Option<super::super::pay::v1::Voucher>,
+    /// what pays it, unsigned, for a payer that forgot it
+    #[prost(message, optional, tag = "6")]
+    pub channel: ::core::option::Option<super::super::pay::v1::ChannelBinding>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Ready {
-    /// number of this session in the lease, from 1
+    /// number of this session, above those of all before in the lease
     #[prost(uint64, tag = "1")]
     pub session: u64,
 }

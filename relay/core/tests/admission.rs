@@ -313,6 +313,32 @@ fn the_same_incarnation_keeps_its_flows_on_another_connection() {
 }
 
 #[test]
+fn of_two_processes_with_one_key_the_later_one_stands() {
+    let mut lab = Lab::new();
+    let first = lab.holder(None);
+    let copy = lab.client_as(first.peer, address("198.51.100.9:7"), 2);
+    lab.reserve(&copy, None);
+    // The first one comes back, and is told.
+    let leg = lab.connect(first.peer, first.addr, [81; 32]);
+    let hello = || Kind::Hello(Hello { versions: vec![1], features: vec![], incarnation: 1 });
+    lab.say(leg, hello());
+    let actions = lab.actions();
+    assert_eq!(closes(&actions), [(leg.0, code::SUPERSEDED)]);
+    let told = |a: &Action| {
+        matches!(a, Action::Send { leg: to, message: Control { kind: Some(Kind::Refusal(r)) } }
+            if *to == leg && r.code == code::SUPERSEDED)
+    };
+    assert!(actions.iter().any(told), "{actions:?}");
+    assert!(lab.admission.account_of(&copy.peer).is_some(), "the later one keeps what it has");
+    // It takes over once the later one has left.
+    lab.admission.left(copy.leg, lab.now);
+    lab.actions();
+    let leg = lab.connect(first.peer, first.addr, [82; 32]);
+    lab.say(leg, hello());
+    assert!(matches!(lab.message(), (to, Kind::Welcome(_)) if to == leg));
+}
+
+#[test]
 fn bounds_refuse_the_one_too_many_and_say_so() {
     let limits =
         Limits { flows_per_tenant_max: 2, reservations_max: 1, legs_max: 3, ..Limits::default() };

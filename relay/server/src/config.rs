@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use sluice_chain::Chain;
-use sluice_ledger::Ledger;
+use sluice_ledger::{Ledger, Recovery};
 use sluice_proto::{EthAddress, Keypair, Price};
 use sluice_relay_core::Limits;
 use sluice_transport::{Clock, Network, Random};
@@ -25,13 +25,17 @@ pub struct RelayPayment {
     pub period_s: u32,
     /// Windows of credit on a deposit that is on-chain but not final yet.
     pub unfinal_credit: u64,
+    /// What is in doubt after the state directory was found copied or restored.
+    pub recovery: Recovery,
 }
 
 impl RelayPayment {
     /// With the default period of 48 hours and a credit of 64 windows.
     #[must_use]
     pub const fn new(ledger: Ledger, chain: Chain, payee: EthAddress, payout: EthAddress) -> Self {
-        Self { ledger, chain, payee, payout, period_s: 48 * 3600, unfinal_credit: 64 }
+        let (period_s, unfinal_credit) = (48 * 3600, 64);
+        let recovery = Recovery::none();
+        Self { ledger, chain, payee, payout, period_s, unfinal_credit, recovery }
     }
 }
 

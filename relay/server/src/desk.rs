@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use sluice_ledger::{ChannelStatus, Edge, LeaseRow, Role};
-use sluice_metering::{Counts, RelayMeter, Terms, VoucherRecord, check_accept};
+use sluice_metering::{
+    Counts, RelayMeter, Resumption, Standing, Terms, VoucherRecord, check_accept, show_channel,
+};
 use sluice_proto::wire::control::ReserveOffer;
 use sluice_proto::wire::{code, pay};
 use sluice_proto::{Amount, Keypair, LeaseId, PeerId, Price, window_bytes};
@@ -180,7 +182,7 @@ impl Shared {
             let terms = self.desk.terms(peer, lease, rtt);
             let signed = terms.sign(&self.desk.keypair);
             self.desk.keep(leg, Offered { terms, signed: signed.clone(), row: None })?;
-            return Ok(ReserveOffer { terms: Some(signed), starter_left: 0, newest: None });
+            return Ok(ReserveOffer { terms: Some(signed), ..ReserveOffer::default() });
         };
         let row =
             payment.ledger.lease_with(peer, Edge::Relay, Role::Payee, self.desk.unix_s()).await?;
@@ -195,10 +197,15 @@ impl Shared {
         });
         let newest = payment.ledger.newest_earned(offered.terms.lease).await?;
         let (_, starter_left) = self.starter(leg, &peer).await?;
+        let paid_from = match offered.row.as_ref().and_then(|row| row.channel) {
+            Some(id) => payment.ledger.channel(id).await?,
+            None => None,
+        };
+        let channel = paid_from.map(|row| show_channel(row.id, &row.key));
         let signed = offered.signed.clone();
         self.desk.keep(leg, offered)?;
         let newest = newest.map(|stored| stored.voucher);
-        Ok(ReserveOffer { terms: Some(signed), starter_left, newest })
+        Ok(ReserveOffer { terms: Some(signed), starter_left, newest, channel })
     }
 
     /// The terms that this holder accepted before, if they still hold and their channel can pay.
@@ -288,6 +295,9 @@ impl Shared {
             }
             None => None,
         };
+        if let (Some(shown), Some(voucher)) = (&mut shown, &accept.newest) {
+            shown.recall(&terms, voucher);
+        }
         let (prefix, starter_left) = self.starter(leg, &peer).await?;
         if shown.is_none() && starter_left == 0 {
             return self.ask_for_channel(payment);
@@ -302,16 +312,22 @@ impl Shared {
             amount: v.amount,
             voucher: v.voucher,
         });
-        let mut meter = RelayMeter::new(terms.clone(), channel, starter_left, newest);
-        if let Some(voucher) = &accept.newest {
-            let presented = meter
-                .check_presented(voucher)
-                .or_else(|lie| declined(code::PROTOCOL, format!("newest voucher: {lie}")))?;
-            if let Some(record) = presented {
-                payment.ledger.record_earned(stored(record.clone())).await?;
-                meter = RelayMeter::new(terms.clone(), channel, starter_left, Some(record));
-            }
+        let presented = accept.newest.as_ref();
+        let resumed = Resumption::of(&terms, channel.as_ref(), newest, presented)
+            .or_else(|lie| declined(code::PROTOCOL, format!("newest voucher: {lie}")))?;
+        if let Some(forgotten) = resumed.forgotten() {
+            payment.ledger.record_earned(stored(forgotten.clone())).await?;
         }
+        self.settled(payment, terms.lease);
+        // What was on its way when a connection broke is at most a window.
+        if resumed.standing == Standing::Behind && resumed.gap > terms.window {
+            tracing::warn!(
+                holder = %peer, lease = %terms.lease, bytes = resumed.gap,
+                "the holder showed a voucher that this ledger has lost, as one that was restored \
+                 from a backup: the account goes on from there",
+            );
+        }
+        let meter = RelayMeter::new(terms.clone(), channel, starter_left, resumed.newest);
         self.meter(&peer, |_, _| {});
         let debt = self.meters.debt(&peer, meter.paid(), self.desk.now());
         let room = meter.limit().saturating_sub(debt);
@@ -323,6 +339,13 @@ impl Shared {
         let starter = StarterPlace { prefix, left: starter_left };
         self.add_meter(peer, NewMeter { meter, terms, account, start, starter, shown, debt });
         Ok(())
+    }
+
+    /// The holder was heard: this lease is in no doubt any more.
+    fn settled(&self, payment: &RelayPayment, lease: LeaseId) {
+        if let Err(error) = payment.recovery.settle(lease) {
+            tracing::warn!(%lease, "the lease stays in doubt: {error}");
+        }
     }
 
     fn ask_for_channel(&self, payment: &RelayPayment) -> Result<(), Declined> {

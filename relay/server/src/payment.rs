@@ -2,7 +2,7 @@
 
 use sluice_chain::{ChainError, ChannelState, View};
 use sluice_ledger::{ChannelRow, ChannelStatus, LedgerError, Role};
-use sluice_metering::{Channel, Payment, Terms};
+use sluice_metering::{Channel, Payment, Terms, VoucherRecord};
 use sluice_proto::eth::BIND_EXPORTER_LABEL;
 use sluice_proto::wire::{code, pay};
 use sluice_proto::{Amount, ChannelKey, EthAddress, PeerId, WalletSignature, amount_due};
@@ -70,6 +70,18 @@ pub(crate) struct Shown {
     pub(crate) state: ChannelState,
     /// Whether all of the deposit is final.
     pub(crate) is_final: bool,
+}
+
+impl Shown {
+    /// A lease begins at what was earned or redeemed on its channel before. Where a voucher on these
+    /// terms counts from 0 and reaches that, it was earned on this very lease, and forgotten.
+    pub(crate) fn recall(&mut self, terms: &Terms, voucher: &pay::Voucher) {
+        let from_zero = Channel { base: Amount(0), ..self.channel };
+        let found = VoucherRecord::verify(terms, Some(&from_zero), voucher);
+        if found.is_ok_and(|found| found.amount >= self.channel.base) {
+            self.channel = from_zero;
+        }
+    }
 }
 
 impl RelayPayment {

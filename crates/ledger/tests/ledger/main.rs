@@ -7,6 +7,7 @@ mod crash;
 mod file;
 #[cfg(unix)]
 mod fleet;
+mod recovery;
 #[cfg(unix)]
 mod server;
 

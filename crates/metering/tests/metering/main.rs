@@ -2,6 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a test's clock begins somewhere")]
 
+mod backup;
 mod codec;
 mod honest;
 mod liars;

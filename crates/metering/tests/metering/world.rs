@@ -19,6 +19,10 @@ const TICK: Duration = Duration::from_millis(1);
 pub(crate) struct Dice(u64);
 
 impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed | 1)
+    }
+
     pub(crate) fn roll(&mut self, below: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -103,7 +107,7 @@ impl World {
         let mut world = Self {
             payer: Payer::new(terms.clone(), purse.clone(), 1, None),
             gate: Gate::new(Payee::new(terms.clone(), channel, 1, None)),
-            dice: Dice(setup.seed | 1),
+            dice: Dice::new(setup.seed),
             setup,
             terms,
             purse,

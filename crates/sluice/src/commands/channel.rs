@@ -23,9 +23,9 @@ pub(crate) async fn channel(config: &Config, command: &ChannelCommand, json: boo
             let desk = Desk::open(config, state, channel, "top up").await?;
             desk.top_up(config, Amount(*amount), json).await
         }
-        ChannelCommand::Close { channel, state } => {
+        ChannelCommand::Close { channel, accept_loss, state } => {
             let desk = Desk::open(config, state, channel, "close a channel").await?;
-            desk.close(config, json).await
+            desk.close(config, *accept_loss, json).await
         }
     }
 }
@@ -189,12 +189,44 @@ impl Desk {
         Ok(())
     }
 
-    async fn close(&self, config: &Config, json: bool) -> Result<()> {
+    async fn close(&self, config: &Config, accept_loss: bool, json: bool) -> Result<()> {
         let (settler, state) = self.on_chain(config).await?;
         match self.row.role {
-            Role::Payee => self.close_as_payee(&settler, &state, json).await,
+            Role::Payee => {
+                if !accept_loss {
+                    self.ensure_newest(&state).await?;
+                }
+                self.close_as_payee(&settler, &state, json).await
+            }
             Role::Payer => self.close_as_payer(&settler, &state, json).await,
         }
+    }
+
+    /// What is closed is paid at what the ledger holds, and the rest goes back to the payer: not to be
+    /// done on the word of a ledger that may have lost its newest voucher.
+    async fn ensure_newest(&self, state: &ChannelState) -> Result<()> {
+        let id = self.row.id;
+        let held = self.ledger.newest_on_channel(id, Role::Payee).await?;
+        let held = held.map_or(Amount(0), |newest| newest.amount);
+        let what_to_do = "run the role until the payer has come back and shown its newest voucher, or \
+                          add --accept-loss to be paid what this ledger holds, and no more";
+        ensure!(
+            held >= state.redeemed,
+            "channel {id}: {} was redeemed already, but this ledger holds a voucher over {held} only, \
+             so it has lost newer ones: {what_to_do}",
+            state.redeemed
+        );
+        let recovery = self.state.recovery();
+        let Some(found) = recovery.found() else { return Ok(()) };
+        let leases = self.ledger.leases().await?;
+        let mut of_channel = leases.iter().filter(|lease| lease.channel == Some(id));
+        ensure!(
+            of_channel.all(|lease| !recovery.doubts(lease.id)),
+            "channel {id}: newer vouchers than the one over {held} may be lost, since the state \
+             directory was found changed ({}): {what_to_do}",
+            found.why
+        );
+        Ok(())
     }
 
     async fn close_as_payee(

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use sluice_ledger::{ChannelStatus, LeaseRow, Ledger, Recovery};
 
 use super::export::Export;
 use super::verify::{Problem, verify};
@@ -80,6 +81,61 @@ fn write(out: Option<&Path>, text: &str) -> Result<()> {
     })
 }
 
+/// Tells whether the directory was found copied or restored, and which leases are in doubt since.
+async fn tell_doubts(dir: &Path, ledger: &Ledger, json: bool) -> Result<()> {
+    let recovery = Recovery::open(&State::recovery_in(dir))?;
+    let moved = State::moved(dir)?;
+    let Some(why) = moved.or(recovery.found().map(|found| found.why.as_str())) else {
+        return Ok(());
+    };
+    let leases = in_doubt(ledger, &recovery, moved.is_some()).await?;
+    tell(
+        json,
+        || {
+            json!({
+                "event": "recovery", "why": why, "begun": moved.is_none(),
+                "found_at_unix_s": recovery.found().map(|found| found.at_unix_s),
+                "in_doubt": leases.len(),
+            })
+        },
+        || {
+            format!(
+                "In recovery: {why}. {} leases are in doubt: their newest vouchers may be lost here; \
+                 each is settled when its other side comes back.",
+                leases.len()
+            )
+        },
+    );
+    for lease in leases {
+        let (id, peer) = (hex::encode(lease.id.0), lease.peer);
+        tell(
+            json,
+            || json!({"event": "in_doubt", "lease": id, "peer": peer.to_string()}),
+            || format!("lease {}: in doubt until {peer} comes back", lease.id),
+        );
+    }
+    Ok(())
+}
+
+/// The leases whose channels pay on the word of this ledger alone.
+pub(crate) async fn in_doubt(
+    ledger: &Ledger,
+    recovery: &Recovery,
+    all: bool,
+) -> Result<Vec<LeaseRow>> {
+    let mut leases = Vec::new();
+    for lease in ledger.leases().await? {
+        let Some(channel) = lease.channel.filter(|_| all || recovery.doubts(lease.id)) else {
+            continue;
+        };
+        let row = ledger.channel(channel).await?;
+        if row.is_none_or(|row| row.status != ChannelStatus::Closed) {
+            leases.push(lease);
+        }
+    }
+    Ok(leases)
+}
+
 async fn check(config: &Config, offline: bool, args: &StateArgs, json: bool) -> Result<()> {
     let dir = place(config, args)?;
     let ledger = read_ledger(config, args, &dir).await?;
@@ -98,6 +154,7 @@ async fn check(config: &Config, offline: bool, args: &StateArgs, json: bool) -> 
             || format!("{of}: {what}"),
         );
     }
+    tell_doubts(&dir, &ledger, json).await?;
     let count = verdict.problems.len();
     tell(
         json,

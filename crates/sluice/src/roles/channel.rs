@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use sluice_chain::{Chain, View};
 use sluice_ledger::{ChannelRow, ChannelStatus, Ledger, RedemptionKind, RedemptionRow, Role};
-use sluice_metering::{Channel, Payment, Purse, Terms};
+use sluice_metering::{Channel, Payment, Purse, Terms, show_channel};
 use sluice_proto::wire::pay;
 use sluice_proto::{Amount, ChannelId, ChannelKey, EthAddress, PeerId, WalletKey, WalletSignature};
 use sluice_settlement::TopUpRule;
@@ -116,6 +116,56 @@ impl Money {
         Ok((self.purse_of(id, &terms.payment, deposit), key, receipt.gas))
     }
 
+    /// As a payer whose ledger has lost a lease: the channel that its payee shows for it, once the
+    /// chain says that this wallet opened it. `None` where nothing was ever paid. No second channel
+    /// is opened for a lease that one pays already: its deposit would be out of reach.
+    pub(crate) async fn remembered(
+        &self,
+        ledger: &Ledger,
+        terms: &Terms,
+        shown: Option<&pay::ChannelBinding>,
+        was_paid: bool,
+    ) -> Result<Option<ChannelId>> {
+        let payment = terms.payment.context("the terms name a price but no chain")?;
+        self.check_payment(&payment)?;
+        let Some(shown) = shown else {
+            ensure!(
+                !was_paid,
+                "the payee shows a voucher on lease {}, which this ledger does not know, but not \
+                 the channel that pays it",
+                terms.lease
+            );
+            return Ok(None);
+        };
+        let key = key_of(shown, &payment)?;
+        let id = key.id(&payment.domain);
+        let wallet = self.wallet.address();
+        ensure!(
+            shown.channel == id.0[..] && key.payer == wallet && key.signer == wallet,
+            "the payee says that lease {}, which this ledger does not know, is paid from a channel \
+             that wallet {wallet} did not open",
+            terms.lease
+        );
+        let state = self.chain.channel(&key, View::Latest).await?;
+        let state = state.filter(|s| !s.closed && s.closing_at_unix_s.is_none());
+        let state = state.with_context(|| {
+            format!("lease {}, which this ledger does not know, was paid from channel {id}, which is not open any more", terms.lease)
+        })?;
+        ledger
+            .put_channel(ChannelRow {
+                id,
+                key,
+                domain: payment.domain,
+                deposit: state.deposit,
+                role: Role::Payer,
+                peer: terms.payee,
+                status: ChannelStatus::Open,
+                period_s: state.period_s,
+            })
+            .await?;
+        Ok(Some(id))
+    }
+
     /// Tops up a channel that is to be used again and runs dry; gives its deposit.
     async fn refill(&self, ledger: &Ledger, row: &ChannelRow, deposit: Amount) -> Result<Amount> {
         let signed = ledger.newest_on_channel(row.id, Role::Payer).await?;
@@ -173,14 +223,7 @@ impl Money {
         exporter: &[u8; 32],
     ) -> Result<(Channel, ChannelRow)> {
         let payment = self.payment();
-        let key = ChannelKey {
-            payer: EthAddress::parse("payer", &binding.payer)?,
-            signer: EthAddress::parse("signer", &binding.signer)?,
-            payee: payment.payee,
-            payout: payment.payout,
-            token: payment.token,
-            salt: binding.salt.as_ref().try_into().context("salt must be 32 bytes")?,
-        };
+        let key = key_of(binding, &payment)?;
         let id = ChannelId::parse(&binding.channel)?;
         ensure!(
             key.id(&payment.domain) == id,
@@ -229,6 +272,18 @@ impl Money {
     }
 }
 
+/// The channel that somebody shows, under these terms.
+fn key_of(shown: &pay::ChannelBinding, payment: &Payment) -> Result<ChannelKey> {
+    Ok(ChannelKey {
+        payer: EthAddress::parse("payer", &shown.payer)?,
+        signer: EthAddress::parse("signer", &shown.signer)?,
+        payee: payment.payee,
+        payout: payment.payout,
+        token: payment.token,
+        salt: shown.salt.as_ref().try_into().context("salt must be 32 bytes")?,
+    })
+}
+
 /// The payer's proof that a channel pays for this session.
 pub(crate) fn bind(
     purse: &Purse,
@@ -237,12 +292,6 @@ pub(crate) fn bind(
     exporter: &[u8; 32],
 ) -> pay::ChannelBinding {
     let digest = purse.channel.domain.bind_digest(purse.channel.id, &peer.to_bytes(), exporter);
-    let copy = |b: &[u8]| Bytes::copy_from_slice(b);
-    pay::ChannelBinding {
-        payer: copy(&key.payer.0),
-        signer: copy(&key.signer.0),
-        salt: copy(&key.salt),
-        channel: copy(&purse.channel.id.0),
-        signature: copy(&purse.key.sign(digest).0),
-    }
+    let signature = Bytes::copy_from_slice(&purse.key.sign(digest).0);
+    pay::ChannelBinding { signature, ..show_channel(purse.channel.id, key) }
 }

@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use parking_lot::Mutex;
 use sluice_ledger::{Ledger, LedgerError, Role, StoredVoucher};
-use sluice_metering::{Evidence, Payer};
+use sluice_metering::{Evidence, Lie, Payer};
 use sluice_proto::wire::code;
 use sluice_proto::wire::session::{Goodbye, session::Kind};
 use sluice_proto::{
@@ -24,7 +24,7 @@ use tokio::task::{JoinError, JoinSet};
 
 use super::channel::Money;
 use super::control::Control;
-use super::edge::{Agreed, Guest, stored};
+use super::edge::{Agreed, Guest, Superseded, stored};
 use super::identity::Identity;
 use super::report::{Report, Reporter};
 use crate::config::DirectPolicy;
@@ -40,6 +40,8 @@ const RELAYS_MAX: usize = 12;
 const LATE: Duration = Duration::from_millis(1500);
 /// .. or is not connected itself within this.
 const LATE_LINK: Duration = Duration::from_millis(300);
+/// How often a session that may be shut out looks at its relays.
+const LOOK: Duration = Duration::from_secs(1);
 /// Waits between attempts to get a lost session back.
 const BACKOFF: [u64; 6] = [0, 200, 500, 1000, 2000, 5000];
 
@@ -278,6 +280,9 @@ impl Tenant {
             money: options.money.clone(),
             deposit: options.deposit,
             price_max: options.price_max,
+            start: identity.incarnation,
+            anew: Arc::default(),
+            recovery: identity.recovery.clone(),
         };
         Ok(Self { node, links, guest, options, clock })
     }
@@ -287,9 +292,17 @@ impl Tenant {
         let session = self.reach().await?;
         let now = self.clock.unix_time().as_secs();
         match self.guest.agree(&session, now).await {
-            Ok(agreed) => Ok((session, agreed)),
+            Ok(agreed) => {
+                let report = &self.options.report;
+                report.tell_resumed(session.peer(), &agreed.resumed, 0);
+                Ok((session, agreed))
+            }
             Err(error) => {
                 session.close(code::OK, "no terms");
+                if let Some(lie) = error.downcast_ref::<Lie>() {
+                    let (peer, what) = (session.peer(), lie.to_string());
+                    self.options.report.tell(&Report::Lie { peer, what });
+                }
                 Err(error)
             }
         }
@@ -322,7 +335,10 @@ impl Tenant {
                 None => {}
             }
         }
-        anyhow::bail!("failed to reach the provider: {}", failures.join("; "))
+        if let Some(link) = self.links.lock().iter().find(|link| link.is_superseded()) {
+            bail!(Superseded { by: link.relay().peer });
+        }
+        bail!("failed to reach the provider: {}", failures.join("; "))
     }
 
     /// The next attempt that is over; `None` once the last one, through `link`, is late.
@@ -360,6 +376,10 @@ impl Tenant {
             self.options.report.tell(&Report::Session { peer });
             let reason = tokio::select! {
                 reason = session.connection().closed() => reason.to_string(),
+                () = self.shut_out(&session) => {
+                    session.close(code::SUPERSEDED, "another process stands");
+                    "another process with the same keys started later".to_owned()
+                }
                 () = asked(&mut stopping) => {
                     live.part().await;
                     "stopped".to_owned()
@@ -380,14 +400,34 @@ impl Tenant {
         }
     }
 
+    /// Waits until no relay leads anywhere for this process, since another one with its keys stands:
+    /// the session would learn of it from nobody.
+    async fn shut_out(&self, session: &Session) {
+        loop {
+            self.clock.sleep(LOOK).await;
+            let links = self.links.lock();
+            let is_out = links.iter().any(RelayLink::is_superseded);
+            if is_out && session.is_relayed() && !links.iter().any(RelayLink::is_up) {
+                return;
+            }
+        }
+    }
+
     async fn reopen(&self) -> (Session, Agreed) {
-        let mut attempt = 0;
+        let (mut attempt, mut superseded) = (0, false);
         loop {
             let wait = BACKOFF[attempt.min(BACKOFF.len() - 1)];
             self.clock.sleep(Duration::from_millis(wait)).await;
             match self.open().await {
                 Ok(opened) => return opened,
-                Err(error) => tracing::warn!("no session yet: {error:#}"),
+                Err(error) => {
+                    tracing::warn!("no session yet: {error:#}");
+                    let now = error.downcast_ref::<Superseded>();
+                    if let Some(Superseded { by }) = now.filter(|_| !superseded) {
+                        self.options.report.tell(&Report::Superseded { by: *by });
+                    }
+                    superseded = now.is_some();
+                }
             }
             attempt += 1;
         }
@@ -409,7 +449,7 @@ impl Tenant {
             agreed.terms.clone(),
             agreed.purse.clone(),
             agreed.session,
-            agreed.newest.as_ref(),
+            agreed.resumed.newest.as_ref(),
         );
         let account = Account::payer(payer, session.connection().clone(), options);
         if let Some(channel) = channel {

@@ -2,35 +2,50 @@
 //!
 //! The tenant says hello, with the lease that it wants to go on with; the provider offers signed
 //! terms and shows the newest voucher it holds; the tenant accepts, names the channel that pays and
-//! shows the newest voucher it ever signed; both go on from the higher one.
+//! shows the newest voucher it ever signed; both go on from the higher one, once it is durable with
+//! both. Whoever forgot the lease itself, since its state was restored from a backup, takes it up
+//! again from what the other shows: the provider the terms, which it signed once, and the tenant the
+//! channel, which its wallet opened once.
 
 #![expect(clippy::disallowed_methods, reason = "the id of a lease is drawn here")]
 #![expect(clippy::wildcard_enum_match_arm, reason = "out of order is refused, whatever it is")]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use sluice_ledger::{Edge, LeaseRow, Ledger, Role, StoredVoucher};
-use sluice_metering::{Channel, Purse, Terms, VoucherRecord, accept_terms, check_accept};
+use sluice_ledger::{Edge, LeaseRow, Ledger, Recovery, Role, StoredVoucher};
+use sluice_metering::{
+    Channel, Purse, Resumption, Terms, VoucherRecord, accept_terms, check_accept, check_session,
+    session_after, show_channel,
+};
 use sluice_proto::wire::{self, code, pay, session};
 use sluice_proto::{
-    Amount, Keypair, LeaseId, Price, ServiceName, VERSION, WINDOW_MAX, window_bytes,
+    Amount, Keypair, LeaseId, PeerId, Price, ServiceName, VERSION, WINDOW_MAX, window_bytes,
 };
 use sluice_transport::Session;
 
 use super::channel::{Money, bind};
 use super::control::Control;
+use super::starts::{Start, Starts};
 
 /// A peer that does not answer within this is gone.
 const ANSWER: Duration = Duration::from_secs(10);
 /// The tenant opens its channel before it accepts: that takes a few blocks.
 const ACCEPT: Duration = Duration::from_secs(180);
 
+/// A lease that nobody has: asks for a new one.
+const NO_LEASE: LeaseId = LeaseId([0; 32]);
+/// What the older of two processes with one key is told.
+const SUPERSEDED: &str = "another process with your keys started later, and stands";
+
 /// What both sides hold once they came to terms.
 pub(crate) struct Agreed {
     pub(crate) terms: Terms,
     pub(crate) session: u64,
-    pub(crate) newest: Option<VoucherRecord>,
+    /// What the account goes on from.
+    pub(crate) resumed: Resumption,
     pub(crate) control: Control,
     pub(crate) services: Vec<ServiceName>,
     /// The payee's view of the channel.
@@ -38,6 +53,8 @@ pub(crate) struct Agreed {
     /// The payer's purse, and the gas that opening its channel took.
     pub(crate) purse: Option<Purse>,
     pub(crate) open_gas: u64,
+    /// Of the tenant's process, as the provider keeps it while the session lasts.
+    pub(crate) _start: Option<Start>,
 }
 
 /// What a provider offers to whoever is invited.
@@ -52,15 +69,18 @@ pub(crate) struct Host {
     pub(crate) idle_timeout: Duration,
     pub(crate) lease_for: Duration,
     pub(crate) services: Vec<ServiceName>,
+    /// Of the tenants that have a session.
+    pub(crate) starts: Starts,
+    pub(crate) recovery: Recovery,
 }
 
 impl Host {
-    /// Comes to terms with a tenant whose session just began.
-    pub(crate) async fn welcome(&self, conn: &Session, now_unix_s: u64) -> Result<Agreed> {
+    /// Comes to terms with a tenant whose session just began. `now` is since the Unix epoch.
+    pub(crate) async fn welcome(&self, conn: &Session, now: Duration) -> Result<Agreed> {
         let accepted = tokio::time::timeout(ANSWER, conn.connection().accept_bi());
         let (send, receive) = accepted.await.context("the tenant did not say hello")??;
         let mut control = Control::new(send, receive);
-        match self.negotiate(conn, &mut control, now_unix_s).await {
+        match self.negotiate(conn, &mut control, now).await {
             Ok(agreed) => Ok(Agreed { control, ..agreed }),
             Err(error) => {
                 let (code, message) = refusal_of(&error);
@@ -79,7 +99,7 @@ impl Host {
         &self,
         conn: &Session,
         control: &mut Control,
-        now_unix_s: u64,
+        now: Duration,
     ) -> Result<Agreed> {
         let session::session::Kind::Hello(hello) = control.next_within(ANSWER).await? else {
             bail!(Refused::new(code::PROTOCOL, "a session begins with hello"));
@@ -88,9 +108,16 @@ impl Host {
             let message = format!("this provider speaks version {VERSION}");
             bail!(Refused::new(code::VERSION, &message));
         }
-        let row = self.lease_for(conn, &hello, now_unix_s).await?;
+        let Some(start) = self.starts.begin(conn.peer(), hello.start) else {
+            bail!(Refused::new(code::SUPERSEDED, SUPERSEDED));
+        };
+        let row = self.lease_for(conn, &hello, now.as_secs()).await?;
         let terms = Terms::parse(&row.terms)?;
         let held = self.ledger.newest_earned(terms.lease).await?;
+        let paid_from = match row.channel {
+            Some(id) => self.ledger.channel(id).await?,
+            None => None,
+        };
         let offer = session::Offer {
             version: VERSION,
             features: Vec::new(),
@@ -100,6 +127,7 @@ impl Host {
             }),
             services: self.services.iter().map(|s| s.as_str().to_owned()).collect(),
             newest: held.as_ref().map(|v| v.voucher.clone()),
+            channel: paid_from.map(|row| show_channel(row.id, &row.key)),
         };
         control.send(session::session::Kind::Offer(offer)).await?;
         let accept = match control.next_within(ACCEPT).await? {
@@ -110,42 +138,58 @@ impl Host {
             _ => bail!(Refused::new(code::PROTOCOL, "accept or refuse the offer")),
         };
         check_accept(&conn.peer(), &row.terms, &accept)?;
-        let channel = self.check_channel(conn, &terms, &accept).await?;
-        let held = held.map(record);
-        let newest = self.take_presented(&terms, channel.as_ref(), held, &accept)?;
-        let session_number = row.sessions + 1;
+        let channel = self.check_channel(conn, &row, &terms, &accept).await?;
+        let (held, shown) = (held.map(record), accept.newest.as_ref());
+        let resumed = Resumption::of(&terms, channel.as_ref(), held, shown).map_err(|lie| {
+            let message = format!("the voucher that you show does not hold: {lie}");
+            anyhow!(lie).context(Refused::new(code::PROTOCOL, &message))
+        })?;
+        let now_unix_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let session_number = session_after(row.sessions, resumed.newest.as_ref(), now_unix_ms);
         let row = LeaseRow {
             channel: channel.map(|c| c.id).or(row.channel),
             sessions: session_number,
             ..row
         };
         self.ledger.put_lease(row).await?;
-        if let Some(newest) = &newest {
-            self.ledger.record_earned(stored(newest)).await?;
+        if let Some(forgotten) = resumed.forgotten() {
+            self.ledger.record_earned(stored(forgotten)).await?;
         }
+        self.recovery.settle(terms.lease)?;
         let ready = session::Ready { session: session_number };
         control.send(session::session::Kind::Ready(ready)).await?;
         Ok(Agreed {
             terms,
             session: session_number,
-            newest,
+            resumed,
             control: Control::placeholder(),
             services: self.services.clone(),
             channel,
             purse: None,
             open_gas: 0,
+            _start: Some(start),
         })
     }
 
-    /// The lease that the tenant wants to go on with, if its terms are still ours; else a new one.
+    /// The lease that the tenant wants to go on with, if its terms are still ours, or the one that it
+    /// forgot; else a new one.
     async fn lease_for(
         &self,
         conn: &Session,
         hello: &session::Hello,
         now_unix_s: u64,
     ) -> Result<LeaseRow> {
-        if let Ok(id) = LeaseId::parse(&hello.lease)
-            && let Some(row) = self.ledger.lease(id).await?
+        let known = match LeaseId::parse(&hello.lease) {
+            Ok(id) => match self.ledger.lease(id).await? {
+                Some(row) => Some(row),
+                None => self.remembered(id, hello),
+            },
+            Err(_) => {
+                let peer = conn.peer();
+                self.ledger.lease_with(peer, Edge::Tenant, Role::Payee, now_unix_s).await?
+            }
+        };
+        if let Some(row) = known
             && row.peer == conn.peer()
             && row.role == Role::Payee
             && row.edge == Edge::Tenant
@@ -171,19 +215,15 @@ impl Host {
             expires_unix_s: now_unix_s.saturating_add(self.lease_for.as_secs()),
             rate_max: self.rate_max,
         };
-        let signed = terms.sign(&self.key);
-        Ok(LeaseRow {
-            id: terms.lease,
-            edge: Edge::Tenant,
-            role: Role::Payee,
-            peer: conn.peer(),
-            terms: signed.terms,
-            terms_signature: signed.signature,
-            channel: None,
-            base: Amount(0),
-            sessions: 0,
-            closed: false,
-        })
+        Ok(lease_row(&terms, terms.sign(&self.key)))
+    }
+
+    /// A lease that this ledger lost, from the terms that this provider signed.
+    fn remembered(&self, id: LeaseId, hello: &session::Hello) -> Option<LeaseRow> {
+        let signed = hello.terms.clone()?;
+        let terms = Terms::open(&signed).ok()?;
+        let is_ours = terms.lease == id && terms.payee == self.key.public().to_peer_id();
+        is_ours.then(|| lease_row(&terms, signed))
     }
 
     fn payment(&self) -> Option<sluice_metering::Payment> {
@@ -193,6 +233,7 @@ impl Host {
     async fn check_channel(
         &self,
         conn: &Session,
+        lease: &LeaseRow,
         terms: &Terms,
         accept: &pay::Accept,
     ) -> Result<Option<Channel>> {
@@ -209,21 +250,27 @@ impl Host {
         let checked = money.check_binding(terms, binding, &conn.peer(), &conn.exporter()).await;
         let (channel, row) =
             checked.map_err(|e| anyhow!(Refused::new(code::CHANNEL, &format!("{e:#}"))))?;
+        if let Some(known) = lease.channel.filter(|known| *known != channel.id) {
+            let message = format!("this lease is paid from channel {known}: show it");
+            bail!(Refused::new(code::CHANNEL, &message));
+        }
         self.ledger.put_channel(row).await?;
         Ok(Some(channel))
     }
+}
 
-    fn take_presented(
-        &self,
-        terms: &Terms,
-        channel: Option<&Channel>,
-        held: Option<VoucherRecord>,
-        accept: &pay::Accept,
-    ) -> Result<Option<VoucherRecord>> {
-        let Some(presented) = &accept.newest else { return Ok(held) };
-        let presented = VoucherRecord::verify(terms, channel, presented)
-            .map_err(|lie| anyhow!("the tenant presented a voucher that does not hold: {lie}"))?;
-        Ok(if presented.exceeds(held.as_ref()) { Some(presented) } else { held })
+fn lease_row(terms: &Terms, signed: pay::SignedTerms) -> LeaseRow {
+    LeaseRow {
+        id: terms.lease,
+        edge: Edge::Tenant,
+        role: Role::Payee,
+        peer: terms.payer,
+        terms: signed.terms,
+        terms_signature: signed.signature,
+        channel: None,
+        base: Amount(0),
+        sessions: 0,
+        closed: false,
     }
 }
 
@@ -236,6 +283,11 @@ pub(crate) struct Guest {
     pub(crate) deposit: Amount,
     /// The most that may be asked per GiB.
     pub(crate) price_max: Price,
+    /// Number of this start of the process.
+    pub(crate) start: u64,
+    /// The lease that the provider remembers is of no use: ask for another.
+    pub(crate) anew: Arc<AtomicBool>,
+    pub(crate) recovery: Recovery,
 }
 
 impl Guest {
@@ -248,18 +300,22 @@ impl Guest {
         let hello = session::Hello {
             versions: vec![VERSION],
             features: Vec::new(),
-            lease: known
-                .as_ref()
-                .map(|l| bytes::Bytes::copy_from_slice(&l.id.0))
-                .unwrap_or_default(),
+            lease: match &known {
+                Some(lease) => bytes::Bytes::copy_from_slice(&lease.id.0),
+                None if self.anew.load(Relaxed) => bytes::Bytes::copy_from_slice(&NO_LEASE.0),
+                None => bytes::Bytes::new(),
+            },
             invite: bytes::Bytes::new(),
+            start: self.start,
+            terms: known.as_ref().map(|lease| pay::SignedTerms {
+                terms: lease.terms.clone(),
+                signature: lease.terms_signature.clone(),
+            }),
         };
         control.send(session::session::Kind::Hello(hello)).await?;
         let offer = match control.next_within(ANSWER).await? {
             session::session::Kind::Offer(offer) => offer,
-            session::session::Kind::Refusal(r) => {
-                bail!("the provider refused: {}", wire::display_text(&r.message))
-            }
+            session::session::Kind::Refusal(r) => return Err(refused(conn.peer(), &r)),
             _ => bail!("the provider did not answer with an offer"),
         };
         let signed = offer.terms.clone().context("the offer has no terms")?;
@@ -271,9 +327,13 @@ impl Guest {
             return Err(error);
         }
         let known = known.filter(|l| l.id == terms.lease);
-        let (purse, key, open_gas) = self.find_purse(&terms, known.as_ref()).await?;
+        let (purse, key, open_gas) = self.find_purse(&terms, known.as_ref(), &offer).await?;
         let signed_before = self.ledger.newest_signed(terms.lease).await?.map(record);
-        let newest = merge_shown(&terms, purse.as_ref(), signed_before, offer.newest.as_ref())?;
+        let (channel, shown) = (purse.as_ref().map(|p| &p.channel), offer.newest.as_ref());
+        let resumed = Resumption::of(&terms, channel, signed_before, shown).map_err(|lie| {
+            anyhow!(lie).context("the provider shows a voucher that does not hold")
+        })?;
+        let before = known.map_or(0, |l| l.sessions);
         let row = LeaseRow {
             id: terms.lease,
             edge: Edge::Tenant,
@@ -283,12 +343,16 @@ impl Guest {
             terms_signature: signed.signature.clone(),
             channel: purse.as_ref().map(|p| p.channel.id),
             base: Amount(0),
-            sessions: known.map_or(0, |l| l.sessions) + 1,
+            sessions: before,
             closed: false,
         };
-        self.ledger.put_lease(row).await?;
+        self.ledger.put_lease(row.clone()).await?;
+        if let Some(forgotten) = resumed.forgotten() {
+            self.ledger.record_signed(stored(forgotten)).await?;
+        }
+        self.recovery.settle(terms.lease)?;
         let mut accept = accept_terms(&self.key, &signed.terms);
-        accept.newest = newest.as_ref().map(|v| v.voucher.clone());
+        accept.newest = resumed.newest.as_ref().map(|v| v.voucher.clone());
         accept.channel = match (&purse, &key) {
             (Some(purse), Some(key)) => {
                 Some(bind(purse, key, &self.key.public().to_peer_id(), &conn.exporter()))
@@ -298,21 +362,22 @@ impl Guest {
         control.send(session::session::Kind::Accept(accept)).await?;
         let ready = match control.next_within(ANSWER * 2).await? {
             session::session::Kind::Ready(ready) => ready,
-            session::session::Kind::Refusal(r) => {
-                bail!("the provider refused: {}", wire::display_text(&r.message))
-            }
+            session::session::Kind::Refusal(r) => return Err(refused(conn.peer(), &r)),
             _ => bail!("the provider did not confirm the terms"),
         };
+        check_session(ready.session, before, resumed.newest.as_ref())?;
+        self.ledger.put_lease(LeaseRow { sessions: ready.session, ..row }).await?;
         let services = offer.services.iter().filter_map(|s| ServiceName::parse(s).ok()).collect();
         Ok(Agreed {
             terms,
             session: ready.session,
-            newest,
+            resumed,
             control,
             services,
             channel: None,
             purse,
             open_gas,
+            _start: None,
         })
     }
 
@@ -341,28 +406,22 @@ impl Guest {
         &self,
         terms: &Terms,
         known: Option<&LeaseRow>,
+        offer: &session::Offer,
     ) -> Result<(Option<Purse>, Option<sluice_proto::ChannelKey>, u64)> {
         let Some(money) = self.money.as_ref().filter(|_| !terms.price.is_zero()) else {
             return Ok((None, None, 0));
         };
-        let known = known.and_then(|l| l.channel);
+        let known = match known {
+            Some(lease) => lease.channel,
+            None => {
+                let (shown, paid) = (offer.channel.as_ref(), offer.newest.is_some());
+                let found = money.remembered(&self.ledger, terms, shown, paid).await;
+                found.inspect_err(|_| self.anew.store(true, Relaxed))?
+            }
+        };
         let (purse, key, gas) = money.purse(&self.ledger, terms, known, self.deposit).await?;
         Ok((Some(purse), Some(key), gas))
     }
-}
-
-/// The higher of what this payer has on disk and what the payee shows, which must hold: a payer
-/// whose disk lost its newest voucher must not sign below it.
-pub(crate) fn merge_shown(
-    terms: &Terms,
-    purse: Option<&Purse>,
-    signed: Option<VoucherRecord>,
-    shown: Option<&pay::Voucher>,
-) -> Result<Option<VoucherRecord>> {
-    let Some(shown) = shown else { return Ok(signed) };
-    let shown = VoucherRecord::verify(terms, purse.map(|p| &p.channel), shown)
-        .map_err(|lie| anyhow!("the payee shows a voucher that is not ours: {lie}"))?;
-    Ok(if shown.exceeds(signed.as_ref()) { Some(shown) } else { signed })
 }
 
 /// A ledger's row as metering's record.
@@ -385,6 +444,25 @@ pub(crate) fn stored(v: &VoucherRecord) -> StoredVoucher {
         amount: v.amount,
         voucher: v.voucher.clone(),
         session: v.session,
+    }
+}
+
+/// Another process with this node's key started later. It stands while it lasts.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{by} says that another process with this node's keys started later, so a copy of this state \
+     directory runs elsewhere: this one signs nothing until that one has stopped; stop the one that \
+     should not run, and give each node a state directory of its own"
+)]
+pub(crate) struct Superseded {
+    /// Who refused this one.
+    pub(crate) by: PeerId,
+}
+
+fn refused(by: PeerId, refusal: &pay::Refusal) -> anyhow::Error {
+    match refusal.code {
+        code::SUPERSEDED => anyhow!(Superseded { by }),
+        _ => anyhow!("the provider refused: {}", wire::display_text(&refusal.message)),
     }
 }
 

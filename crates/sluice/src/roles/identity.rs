@@ -1,9 +1,11 @@
 //! Who a node is.
 
 use crate::state::State;
+use sluice_ledger::Recovery;
 use sluice_proto::{Keypair, PeerId, WalletKey};
 
-/// The keys of a node, from its state directory or, for the demo, made for one run.
+/// The keys of a node, from its state directory or, for the demo, made for one run, and what is to be
+/// known of where they were.
 #[derive(Debug, Clone)]
 pub struct Identity {
     /// Its name.
@@ -16,8 +18,10 @@ pub struct Identity {
     pub wallet: WalletKey,
     /// Issues invites.
     pub invites: [u8; 16],
-    /// Random at each start.
+    /// Number of this start, above those of all before.
     pub incarnation: u64,
+    /// What is in doubt after the state directory was found copied or restored.
+    pub recovery: Recovery,
 }
 
 impl Identity {
@@ -31,6 +35,7 @@ impl Identity {
             wallet: state.wallet().clone(),
             invites: *state.invite_secret(),
             incarnation: state.incarnation(),
+            recovery: state.recovery().clone(),
         }
     }
 

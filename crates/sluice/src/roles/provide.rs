@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use parking_lot::Mutex;
 use sluice_ledger::Ledger;
-use sluice_metering::Payee;
+use sluice_metering::{Lie, Payee};
 use sluice_proto::wire::code;
 use sluice_proto::wire::session::{Goodbye, Relays, session::Kind};
 use sluice_proto::{
@@ -29,6 +29,7 @@ use super::edge::{Agreed, Host};
 use super::identity::Identity;
 use super::report::{Report, Reporter};
 use super::reservation::{Ask, Holder, hold};
+use super::starts::Starts;
 use crate::config::DirectPolicy;
 use crate::roles::connect::{keep_vouchers, tell_lies, tell_warm};
 
@@ -163,6 +164,8 @@ impl Provide {
                 idle_timeout: options.idle_timeout,
                 lease_for: LEASE,
                 services: options.services.names().cloned().collect(),
+                starts: Starts::default(),
+                recovery: identity.recovery.clone(),
             },
             services: Arc::new(options.services.clone()),
             direct: options.direct,
@@ -211,6 +214,7 @@ impl Provide {
                 }
             }),
             gas: self.relay_gas.clone(),
+            recovery: options.identity.recovery.clone(),
         };
         let standings: Standings = watch::Sender::new(vec![Standing::Away; options.relays.len()]);
         for (at, relay) in options.relays.iter().enumerate() {
@@ -346,15 +350,19 @@ impl Tickets {
 
 async fn serve_session(shared: Arc<Shared>, session: Session) {
     let peer = session.peer();
-    let now = shared.clock.unix_time().as_secs();
-    let agreed = match shared.host.welcome(&session, now).await {
+    let agreed = match shared.host.welcome(&session, shared.clock.unix_time()).await {
         Ok(agreed) => agreed,
         Err(error) => {
+            if let Some(lie) = error.downcast_ref::<Lie>() {
+                shared.report.tell(&Report::Lie { peer, what: lie.to_string() });
+            }
             let reason = format!("no terms: {error:#}");
             shared.report.tell(&Report::SessionEnded { peer, reason });
             return;
         }
     };
+    // What was on its way when a session broke is at most a window.
+    shared.report.tell_resumed(peer, &agreed.resumed, agreed.terms.window);
     shared.report.tell(&Report::Session { peer });
     let Some(account) = open_account(&shared, &session, &agreed) else {
         session.close(code::PROTOCOL, "another session of this lease began");
@@ -423,12 +431,15 @@ fn open_account(shared: &Arc<Shared>, session: &Session, agreed: &Agreed) -> Opt
     // An account outlives its sessions: a tenant that comes back gets no second window for nothing.
     let account = match leases.get(&lease) {
         Some(before) => {
-            let presented =
-                agreed.newest.clone().filter(|newest| newest.exceeds(before.newest().as_ref()));
+            let presented = agreed
+                .resumed
+                .newest
+                .clone()
+                .filter(|newest| newest.exceeds(before.newest().as_ref()));
             before.next_session(agreed.session, presented, connection.clone(), options)
         }
         None => {
-            let newest = agreed.newest.clone();
+            let newest = agreed.resumed.newest.clone();
             let payee = Payee::new(agreed.terms.clone(), agreed.channel, agreed.session, newest);
             Some(Account::payee(payee, connection, options))
         }

@@ -65,6 +65,7 @@ pub async fn start_relay(options: RelayOptions) -> Result<Relay> {
             money.payout,
         );
         payment.period_s = money.period_s;
+        payment.recovery = options.identity.recovery.clone();
         payment
     });
     Ok(Relay::start(config).await?)

@@ -4,8 +4,11 @@ use std::io::Write;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use sluice_proto::{Amount, ChannelId, PeerId};
+use sluice_metering::{Resumption, VoucherRecord};
+use sluice_proto::{Amount, ChannelId, LeaseId, PeerId};
 use sluice_transport::PathInfo;
+
+use super::edge::Superseded;
 
 /// Something worth telling.
 #[derive(Debug, Clone)]
@@ -75,6 +78,24 @@ pub enum Report {
         peer: PeerId,
         /// What.
         what: String,
+    },
+    /// Another process with this node's keys started later, and stands: a copy of its state runs.
+    Superseded {
+        /// Who refuses this one.
+        by: PeerId,
+    },
+    /// The other node showed vouchers that this node's ledger had lost; it goes on from there.
+    Recovered {
+        /// Who showed them.
+        peer: PeerId,
+        /// The lease.
+        lease: LeaseId,
+        /// What they come to: payload bytes towards the payee and from it.
+        up: u64,
+        /// See `up`.
+        down: u64,
+        /// Cumulative amount.
+        amount: Amount,
     },
     /// Accounts, when a session or the role ends.
     Account {
@@ -197,6 +218,16 @@ impl Reporter {
         })
     }
 
+    /// Tells that an account goes on from what the other side showed, if that is more than `usual`
+    /// bytes ahead.
+    pub(crate) fn tell_resumed(&self, peer: PeerId, resumed: &Resumption, usual: u64) {
+        let forgotten = resumed.forgotten().filter(|_| resumed.gap > usual);
+        if let Some(VoucherRecord { lease, counts, amount, .. }) = forgotten {
+            let (up, down, amount, lease) = (counts.up, counts.down, *amount, *lease);
+            self.tell(&Report::Recovered { peer, lease, up, down, amount });
+        }
+    }
+
     /// Tells it.
     pub fn tell(&self, report: &Report) {
         (self.0)(report);
@@ -240,6 +271,10 @@ impl Report {
             }
             Self::Link { relay, state } => format!("Relay {relay}: {state}"),
             Self::Lie { peer, what } => format!("{peer} lied, and nothing was paid: {what}"),
+            Self::Superseded { by } => Superseded { by: *by }.to_string(),
+            Self::Recovered { peer, lease, up, down, amount } => format!(
+                "{peer} showed a voucher over {amount} ({up} bytes up, {down} down) on lease {lease} that this ledger has lost, as one that was restored from a backup: the account goes on from there"
+            ),
             Self::Account { peer, up, down, amount } => {
                 format!("Account with {peer}: {down} bytes down, {up} up, {amount} in all")
             }
@@ -305,6 +340,11 @@ impl Report {
             Self::Lie { peer, what } => {
                 json!({"event": "lie", "peer": peer.to_string(), "what": what})
             }
+            Self::Superseded { by } => json!({"event": "superseded", "by": by.to_string()}),
+            Self::Recovered { peer, lease, up, down, amount } => json!({
+                "event": "recovered", "peer": peer.to_string(), "lease": lease.to_string(),
+                "up": up, "down": down, "amount": amount.to_string(),
+            }),
             Self::Account { peer, up, down, amount } => json!({
                 "event": "account", "peer": peer.to_string(), "up": up, "down": down,
                 "amount": amount.to_string(),

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use sluice_ledger::{Edge, LeaseRow, Ledger, Role};
-use sluice_metering::{HolderMeter, PayerEvent, Terms, VoucherRecord, accept_terms};
+use sluice_ledger::{Edge, LeaseRow, Ledger, Recovery, Role};
+use sluice_metering::{
+    HolderMeter, Lie, PayerEvent, Resumption, Terms, VoucherRecord, accept_terms,
+};
 use sluice_proto::eth::BIND_EXPORTER_LABEL;
 use sluice_proto::wire::{code, control, pay};
 use sluice_proto::{Amount, ChannelId, Keypair, RelayAddr};
@@ -15,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::advertise::{Seat, Standing};
 use super::channel::{Money, bind};
-use super::edge::{merge_shown, record, stored};
+use super::edge::{record, stored};
 use super::report::{Report, Reporter};
 
 /// The task looks again after this at the latest: whether a relay that is silent lost frames.
@@ -41,6 +43,7 @@ pub(crate) struct Holder {
     /// Called when a relay acknowledged payment: bytes may flow again.
     pub(crate) wake: Arc<dyn Fn() + Send + Sync>,
     pub(crate) gas: Arc<std::sync::atomic::AtomicU64>,
+    pub(crate) recovery: Recovery,
 }
 
 /// What a reservation's owner may ask of its task.
@@ -60,6 +63,8 @@ struct Task {
     persisting: Option<tokio::task::JoinHandle<(u64, bool)>>,
     waiting: Option<(u64, VoucherRecord)>,
     seat: Seat,
+    /// The relay refused this process for one that started later.
+    superseded: bool,
 }
 
 /// Runs until the link's events end.
@@ -80,6 +85,7 @@ pub(crate) async fn hold(
         persisting: None,
         waiting: None,
         seat,
+        superseded: false,
     };
     let mut over_tcp = task.link.over_tcp();
     let deposits = task.holder.money.as_ref().map(|money| money.deposits.clone());
@@ -161,6 +167,10 @@ impl Task {
                 self.connection = Some(connection.clone());
                 let answer = self.agree(&offer, &connection).await.map_err(|error| {
                     self.tell(format!("its offer was not accepted: {error:#}"));
+                    if let Some(lie) = error.downcast_ref::<Lie>() {
+                        let peer = self.relay().peer;
+                        self.holder.report.tell(&Report::Lie { peer, what: lie.to_string() });
+                    }
                     pay::Refusal { code: code::CHANNEL, message: "not accepted".to_owned() }
                 });
                 // The link may have broken meanwhile.
@@ -202,6 +212,11 @@ impl Task {
                 self.meter = None;
                 self.known.clear();
                 self.seat.set(Standing::Away);
+                let before = std::mem::replace(&mut self.superseded, self.link.is_superseded());
+                if self.superseded && !before {
+                    let by = self.relay().peer;
+                    self.holder.report.tell(&Report::Superseded { by });
+                }
                 self.tell(format!("not connected: {reason}"));
             }
         }
@@ -231,7 +246,13 @@ impl Task {
         let known = ledger.lease(terms.lease).await?;
         let mut purse = None;
         if let Some(money) = self.holder.money.as_ref().filter(|_| !terms.price.is_zero()) {
-            let channel = known.as_ref().and_then(|l| l.channel);
+            let channel = match &known {
+                Some(lease) => lease.channel,
+                None => {
+                    let (shown, paid) = (offer.channel.as_ref(), offer.newest.is_some());
+                    money.remembered(ledger, &terms, shown, paid).await?
+                }
+            };
             match money.purse(ledger, &terms, channel, self.holder.deposit).await {
                 Ok(found) => purse = Some(found),
                 Err(error) if offer.starter_left > 0 => {
@@ -243,8 +264,9 @@ impl Task {
         let gas = purse.as_ref().map_or(0, |(_, _, gas)| *gas);
         self.holder.gas.fetch_add(gas, std::sync::atomic::Ordering::Relaxed);
         let signed_before = ledger.newest_signed(terms.lease).await?.map(record);
-        let shown = offer.newest.as_ref();
-        let newest = merge_shown(&terms, purse.as_ref().map(|p| &p.0), signed_before, shown)?;
+        let channel = purse.as_ref().map(|(purse, _, _)| &purse.channel);
+        let resumed = Resumption::of(&terms, channel, signed_before, offer.newest.as_ref())
+            .map_err(|lie| anyhow::anyhow!(lie).context("it shows a voucher that does not hold"))?;
         ledger
             .put_lease(LeaseRow {
                 id: terms.lease,
@@ -259,6 +281,12 @@ impl Task {
                 closed: false,
             })
             .await?;
+        if let Some(forgotten) = resumed.forgotten() {
+            ledger.record_signed(stored(forgotten)).await?;
+        }
+        self.holder.recovery.settle(terms.lease)?;
+        self.holder.report.tell_resumed(terms.payee, &resumed, 0);
+        let newest = resumed.newest;
         let mut accept = accept_terms(&self.holder.key, &signed.terms);
         accept.newest = newest.as_ref().map(|v| v.voucher.clone());
         if let Some((purse, key, _)) = &purse {

@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sluice_ledger::RecoveryError;
 use zeroize::Zeroizing;
 
 /// A secret of a fixed size, wiped when dropped.
@@ -98,6 +99,9 @@ pub enum StateError {
         /// The file.
         path: PathBuf,
     },
+    /// What a recovery left in doubt cannot be read or written.
+    #[error(transparent)]
+    Recovery(#[from] RecoveryError),
     /// The environment names no place for state.
     #[error("no place for keys is known: give one with --state-dir, or set SLUICE_STATE or HOME")]
     NoHome,
@@ -106,7 +110,10 @@ pub enum StateError {
     Random(String),
 }
 
-fn failed<'p>(doing: &'static str, path: &'p Path) -> impl FnOnce(io::Error) -> StateError + 'p {
+pub(super) fn failed<'p>(
+    doing: &'static str,
+    path: &'p Path,
+) -> impl FnOnce(io::Error) -> StateError + 'p {
     move |source| StateError::Io { doing, path: path.to_owned(), source }
 }
 
@@ -212,7 +219,7 @@ pub(super) fn read<T>(
 
 /// Writes beside the place and moves it there once it is synced, so that a crash leaves either no
 /// key or a whole one.
-fn make(dir: &Path, path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+pub(super) fn make(dir: &Path, path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     let new = path.with_extension("new");
     // What a crash left behind; the lock says that nobody else is at work on it.
     match fs::remove_file(&new) {

@@ -17,6 +17,9 @@ use crate::leg::{Leg, ReturnAddress};
 use crate::limits::{Pace, Prefix};
 use crate::table::Entry;
 
+/// What the older of two processes with one key is told.
+const SUPERSEDED: &str = "another process with your key started later, and stands";
+
 impl Admission {
     /// A number for a control connection whose handshake is done: the context of its exporter.
     pub fn allot(&mut self) -> LegId {
@@ -114,6 +117,10 @@ impl Admission {
         }
         let connection = self.connections.get_mut(&leg).expect("handle_control found it");
         let (peer, at, keys) = (connection.peer, connection.at, connection.keys.clone());
+        if self.clients.get(&peer).is_some_and(|c| c.incarnation > hello.incarnation) {
+            self.refuse(leg, code::SUPERSEDED, SUPERSEDED.to_owned());
+            return self.close(leg, code::SUPERSEDED, "a later start stands", now);
+        }
         let resumes = self.clients.get(&peer).is_some_and(|c| c.incarnation == hello.incarnation);
         if resumes {
             self.resume(leg, peer, at, keys, now);
