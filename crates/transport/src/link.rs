@@ -54,7 +54,7 @@ pub enum LinkEvent {
     /// The relay offers a reservation; answer with an acceptance or a refusal.
     Offer {
         /// Its terms.
-        offer: control::ReserveOffer,
+        offer: Box<control::ReserveOffer>,
         /// The connection that a channel must be bound to.
         connection: quinn::Connection,
         /// Where the answer goes.

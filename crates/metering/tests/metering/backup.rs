@@ -138,9 +138,10 @@ impl Lab {
             self.given.push(forgotten.clone());
         }
         self.unix_ms += 1 + self.dice.roll(1000);
-        let session = match shows {
-            Shows::Nothing if self.dice.roll(2) == 0 => self.payee.sessions,
-            _ => session_after(self.payee.sessions, earned.newest.as_ref(), self.unix_ms),
+        let session = if shows == Shows::Nothing && self.dice.roll(2) == 0 {
+            self.payee.sessions
+        } else {
+            session_after(self.payee.sessions, earned.newest.as_ref(), self.unix_ms)
         };
         check_session(session, self.payer.sessions, resumed.newest.as_ref())?;
         (self.payer.sessions, self.payee.sessions) = (session, session);
@@ -195,7 +196,8 @@ impl Lab {
                         self.signed.push(record);
                         payer.handle_persisted(seq, self.now);
                     }
-                    other => assert!(self.blind, "{other:?}"),
+                    PayerEvent::Lie(evidence) => assert!(self.blind, "{:?}", evidence.lie),
+                    PayerEvent::DepositExhausted { .. } => panic!("there is enough"),
                 }
             }
             while let Some(voucher) = payer.poll_transmit(self.now) {

@@ -253,7 +253,7 @@ impl Task {
     /// The owner may take long, for it may have to open a channel: all else goes on meanwhile.
     async fn take_offer(&mut self, up: &mut Up, offer: control::ReserveOffer) {
         let (reply, answer) = oneshot::channel();
-        let connection = up.connection.clone();
+        let (offer, connection) = (Box::new(offer), up.connection.clone());
         self.emit(LinkEvent::Offer { offer, connection, reply }).await;
         up.agreeing = Some(answer);
     }
