@@ -75,12 +75,18 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Comes to terms with a tenant whose session just began. `now` is since the Unix epoch.
-    pub(crate) async fn welcome(&self, conn: &Session, now: Duration) -> Result<Agreed> {
+    /// Comes to terms with a tenant whose session just began. `now` is since the Unix epoch; `kept`
+    /// tells what an account in memory has, which may be ahead of the disk at price 0.
+    pub(crate) async fn welcome(
+        &self,
+        conn: &Session,
+        now: Duration,
+        kept: impl Fn(LeaseId) -> Option<VoucherRecord>,
+    ) -> Result<Agreed> {
         let accepted = tokio::time::timeout(ANSWER, conn.connection().accept_bi());
         let (send, receive) = accepted.await.context("the tenant did not say hello")??;
         let mut control = Control::new(send, receive);
-        match self.negotiate(conn, &mut control, now).await {
+        match self.negotiate(conn, &mut control, now, kept).await {
             Ok(agreed) => Ok(Agreed { control, ..agreed }),
             Err(error) => {
                 let (code, message) = refusal_of(&error);
@@ -100,6 +106,7 @@ impl Host {
         conn: &Session,
         control: &mut Control,
         now: Duration,
+        kept: impl Fn(LeaseId) -> Option<VoucherRecord>,
     ) -> Result<Agreed> {
         let session::session::Kind::Hello(hello) = control.next_within(ANSWER).await? else {
             bail!(Refused::new(code::PROTOCOL, "a session begins with hello"));
@@ -113,7 +120,9 @@ impl Host {
         };
         let row = self.lease_for(conn, &hello, now.as_secs()).await?;
         let terms = Terms::parse(&row.terms)?;
-        let held = self.ledger.newest_earned(terms.lease).await?;
+        let held = self.ledger.newest_earned(terms.lease).await?.map(record);
+        let kept = kept(terms.lease).filter(|kept| kept.exceeds(held.as_ref()));
+        let held = kept.or(held);
         let paid_from = match row.channel {
             Some(id) => self.ledger.channel(id).await?,
             None => None,
@@ -139,7 +148,7 @@ impl Host {
         };
         check_accept(&conn.peer(), &row.terms, &accept)?;
         let channel = self.check_channel(conn, &row, &terms, &accept).await?;
-        let (held, shown) = (held.map(record), accept.newest.as_ref());
+        let shown = accept.newest.as_ref();
         let resumed = Resumption::of(&terms, channel.as_ref(), held, shown).map_err(|lie| {
             let message = format!("the voucher that you show does not hold: {lie}");
             anyhow!(lie).context(Refused::new(code::PROTOCOL, &message))

@@ -350,7 +350,8 @@ impl Tickets {
 
 async fn serve_session(shared: Arc<Shared>, session: Session) {
     let peer = session.peer();
-    let agreed = match shared.host.welcome(&session, shared.clock.unix_time()).await {
+    let kept = |lease| shared.leases.lock().get(&lease).and_then(Account::newest);
+    let agreed = match shared.host.welcome(&session, shared.clock.unix_time(), kept).await {
         Ok(agreed) => agreed,
         Err(error) => {
             if let Some(lie) = error.downcast_ref::<Lie>() {
