@@ -77,11 +77,15 @@ pub enum Loss {
     NodeKilled,
     /// The relay in use drops data, but answers keepalives.
     RelayDropsData,
+    /// The direct path passes only packets of 1,280 bytes.
+    DirectMtu,
+    /// The provider's line passes only packets of 1,380 bytes.
+    LineMtu,
 }
 
 impl Loss {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::RelayKilled,
         Self::RelaySilent,
         Self::RelayDeaf,
@@ -95,6 +99,8 @@ impl Loss {
         Self::AddressChangedDirect,
         Self::Rebound,
         Self::RelayMtu,
+        Self::DirectMtu,
+        Self::LineMtu,
         Self::LineDown,
         Self::NodeKilled,
     ];
@@ -114,6 +120,8 @@ impl Loss {
             Self::AddressChangedDirect => "address-changed-direct",
             Self::Rebound => "rebound",
             Self::RelayMtu => "relay-mtu",
+            Self::DirectMtu => "direct-mtu",
+            Self::LineMtu => "line-mtu",
             Self::LineDown => "line-down",
             Self::NodeKilled => "node-killed",
         }
@@ -125,7 +133,10 @@ impl Loss {
     }
 
     const fn is_direct(self) -> bool {
-        matches!(self, Self::DirectLost | Self::DirectFlaps | Self::AddressChangedDirect)
+        matches!(
+            self,
+            Self::DirectLost | Self::DirectFlaps | Self::DirectMtu | Self::AddressChangedDirect
+        )
     }
 }
 
@@ -234,6 +245,8 @@ impl Stage {
             | Loss::AddressChangedDirect
             | Loss::Rebound
             | Loss::RelayMtu
+            | Loss::DirectMtu
+            | Loss::LineMtu
             | Loss::LineDown
             | Loss::NodeKilled => AFTER,
         };
@@ -347,6 +360,14 @@ impl Stage {
             Loss::RelayMtu => {
                 let small = LinkSpec { mtu: Some(1280), ..LinkSpec::delay(LINE) };
                 net.relink(relay_place, small, small);
+            }
+            Loss::DirectMtu => {
+                let (one, other) = self.public_addresses();
+                net.narrow(one, other, 1280);
+            }
+            Loss::LineMtu => {
+                let small = LinkSpec { mtu: Some(1380), ..line() };
+                net.relink(gateway, small, small);
             }
             Loss::LineDown => {
                 net.take(gateway, Everything, Everything);
@@ -510,7 +531,10 @@ impl Row {
             Loss::AddressChanged | Loss::AddressChangedDirect | Loss::Rebound => {
                 gap(99.0, Target::AtMost(2000.0));
             }
-            Loss::RelayMtu | Loss::LineDown => gap(99.0, Target::None),
+            Loss::RelayMtu | Loss::DirectMtu | Loss::LineMtu => {
+                gap(99.0, Target::AtMost(1500.0));
+            }
+            Loss::LineDown => gap(99.0, Target::None),
             Loss::RelayHalfDead
             | Loss::RelayDropsData
             | Loss::Stalls
@@ -559,6 +583,8 @@ impl Row {
             | Loss::AddressChangedDirect
             | Loss::Rebound
             | Loss::RelayMtu
+            | Loss::DirectMtu
+            | Loss::LineMtu
             | Loss::LineDown => {}
         }
     }

@@ -156,7 +156,7 @@ messages! {
     pay: Statement Voucher VoucherAck Claim PayDatagram Payment Terms SignedTerms ChannelBinding
         Accept Refusal;
     session: Session Hello Offer Ready Candidates Relays DirectPolicy Goodbye OpenService;
-    rendezvous: Knock Welcome Ticket RelayHint SignedTicket Probe Ping Pong Use Guess Nat Trial;
+    rendezvous: Knock Welcome Ticket RelayHint SignedTicket Probe Ping Pong Use Guess Nat Trial Measure Measured;
 }
 
 fn root() -> PathBuf {
@@ -309,10 +309,7 @@ fn messages() {
         })),
     };
     let probe = rendezvous::Probe {
-        kind: Some(rendezvous::probe::Kind::Ping(rendezvous::Ping {
-            token: 7,
-            padding: Bytes::new(),
-        })),
+        kind: Some(rendezvous::probe::Kind::Ping(rendezvous::Ping { token: 7 })),
     };
     let seeds = vec![
         datagram.encode_to_vec(),

@@ -5,6 +5,7 @@ mod doubt;
 mod echo;
 mod guess;
 mod reach;
+mod size;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -12,13 +13,14 @@ use std::time::{Duration, Instant};
 
 use self::echo::RETRY_AFTER;
 use self::guess::NAT_TOLD;
+use self::size::Size;
 use crate::budget::{Budget, Share};
 use crate::event::{Event, Probe, Reason};
 use crate::keepalive::KEEPALIVE_DEFAULT;
 use crate::punch::Punch;
 use crate::strangers::Strangers;
 use crate::tokens::Tokens;
-use crate::{Nat, Pair, Path, Whereabouts, usable};
+use crate::{Nat, PACKET_MAX, PACKET_MIN, Pair, Path, Whereabouts, usable};
 
 /// A proven path through a relay is echoed at least this often, so that one which does not forward is
 /// found out in time. A direct one is at first, and then less and less, to keep the NAT's mapping.
@@ -72,6 +74,7 @@ struct State {
     /// It was proven before.
     known: bool,
     unpaid: bool,
+    size: Size,
 }
 
 impl State {
@@ -94,6 +97,7 @@ impl State {
             held_until: None,
             known: false,
             unpaid: false,
+            size: Size::new(),
         }
     }
 
@@ -148,6 +152,13 @@ pub struct Agent {
     /// When to say next what our NAT does, and how often still.
     tell_nat_at: Option<(Instant, u32)>,
     trial: Option<Trial>,
+    /// How large this side's packets are, and the other's as it said last.
+    packets: u16,
+    peer_packets: u16,
+    /// How large packets may be, as the caller was told.
+    packet_max: u16,
+    /// When the other side was sent echoes of sizes.
+    measured: VecDeque<Instant>,
     transmits: VecDeque<(Path, Probe)>,
     events: VecDeque<Event>,
 }
@@ -176,6 +187,10 @@ impl Agent {
             peer_ip: None,
             tell_nat_at: None,
             trial: None,
+            packets: PACKET_MIN,
+            peer_packets: PACKET_MIN,
+            packet_max: PACKET_MAX,
+            measured: VecDeque::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
         }
@@ -305,6 +320,9 @@ impl Agent {
                 state.retry_after = RETRY_AFTER;
             }
             state.next_ping = Some(now);
+            if state.proven {
+                state.size.begin(now);
+            }
         }
         self.strangers.renew();
         self.handle_timeout(now);
@@ -341,6 +359,10 @@ impl Agent {
                 self.punch.peer = Some(Nat { mapping, filtering, allocator: None });
             }
             Probe::Trial { epoch } => self.handle_trial(from, epoch, now),
+            Probe::Measure { token, size, packets } => {
+                self.handle_measure(from, token, (size, packets), now);
+            }
+            Probe::Measured { token, size } => self.handle_measured(token, size, now),
         }
         self.handle_timeout(now);
     }
@@ -352,6 +374,7 @@ impl Agent {
             if state.proven && state.asked.is_some_and(|at| at + STALE <= now) {
                 state.proven = false;
                 state.pings = 0;
+                state.size.stop();
             }
         }
         let over = |t: Trial| t.until.is_some_and(|until| until <= now) || !self.may_probe(t.path);
@@ -369,10 +392,13 @@ impl Agent {
         }
         self.tell_nat(now);
         self.advance_punch(now);
+        self.measure(now);
         self.withdraw(now);
+        self.leave_narrow(now);
         if self.controlling {
             self.improve(now);
         }
+        self.limit();
     }
 
     /// The next probe to seal and send.
@@ -402,10 +428,17 @@ impl Agent {
             .filter_map(|s| s.held_until)
             .min()
             .map(|at| (at, "hold-down over"));
+        let measure = self
+            .paths
+            .iter()
+            .filter(|(path, s)| s.proven && self.may_probe(**path))
+            .filter_map(|(_, s)| s.size.due())
+            .min()
+            .map(|at| (at, "measure"));
         let punch = self.punch.poll_timeout().map(|at| (at, "guess"));
         let tell = self.tell_nat_at.filter(|_| self.direct_allowed).map(|(at, _)| (at, "tell"));
         let lent =
             self.trial.and_then(|t| t.until).map(|at| (at, "the other side's trial is over"));
-        [ping, hold, punch, tell, lent].into_iter().flatten().min()
+        [ping, hold, measure, punch, tell, lent].into_iter().flatten().min()
     }
 }

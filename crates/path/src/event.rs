@@ -42,6 +42,22 @@ pub enum Probe {
         /// Of the last switch.
         epoch: u64,
     },
+    /// Asks whether so large a probe comes through.
+    Measure {
+        /// To be repeated in the answer.
+        token: u64,
+        /// Bytes that the whole probe is padded to; 0: none.
+        size: u16,
+        /// Bytes of the sender's packets.
+        packets: u16,
+    },
+    /// It did; this one is as large.
+    Measured {
+        /// Of what was asked.
+        token: u64,
+        /// The same as there.
+        size: u16,
+    },
 }
 
 /// Why another path was chosen.
@@ -57,6 +73,8 @@ pub enum Reason {
     Withdrawn,
     /// The old one's relay waits for payment.
     Unpaid,
+    /// The old one loses packets as large as the session's.
+    Narrow,
     /// The other side switched.
     Followed,
 }
@@ -69,6 +87,7 @@ impl fmt::Display for Reason {
             Self::Silent => "the old path fell silent",
             Self::Withdrawn => "the old path was withdrawn",
             Self::Unpaid => "the old path's relay waits for payment",
+            Self::Narrow => "the old path carries only smaller packets",
             Self::Followed => "the other side switched",
         })
     }
@@ -111,6 +130,8 @@ pub enum Event {
         /// Whether a relay must be asked how it sees the first of them.
         observe: bool,
     },
+    /// No larger packet than this comes through, in bytes of UDP payload.
+    PacketMax(u16),
     /// A socket that was opened is not needed any more.
     CloseSocket(SocketId),
 }

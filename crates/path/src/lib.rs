@@ -18,6 +18,9 @@
 //! - Once a path has been silent for 2 PTO although something is outstanding on it, packets try the
 //!   best other one, and the other side answers there; after max(3 PTO, 300 ms) either side leaves it
 //!   for one that has echoed since. If it answers before, nothing has changed.
+//! - Packets have one size for all paths. What each path carries, probes of that size find out, echoed
+//!   at the same size; packets grow to what all paths carry. One that turns out to carry less is left for
+//!   another of its kind, or packets must shrink. An address that was not echoed gets small probes only.
 //! - A direct path that died may come back after a hold-down, so that a bad one does not flap.
 //! - Ports are guessed only while there is no direct path, by one side, at the address that a
 //!   relay of its own choosing sees for the other, and no more than [`GUESSES_MAX`] of them.
@@ -67,6 +70,10 @@ pub const CANDIDATES_MAX: usize = 16;
 /// Probes that an address may get in one session before it echoes, wherever it was named; and one more
 /// for each that came from there.
 pub const STRANGER_PROBES_MAX: u32 = 16;
+/// Smallest packets of a session, in bytes of UDP payload, as RFC 9000 demands of every path (section 14).
+pub const PACKET_MIN: u16 = 1200;
+/// Largest: with a relay frame's header they fit an Ethernet packet over IPv6.
+pub const PACKET_MAX: u16 = 1420;
 /// Most ports that are guessed at one target in one round; then the target is left alone for a
 /// minute, and each time for twice as long.
 pub const GUESSES_MAX: u16 = 1024;

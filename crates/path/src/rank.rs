@@ -84,22 +84,28 @@ const MARGIN: Duration = Duration::from_millis(5);
 /// The order of choice: smaller is better, field by field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank {
-    /// Not echoed, or silent.
+    /// Not echoed, silent, or too narrow for any session.
     pub dead: bool,
     /// Its relay waits for payment and lets only a trickle through.
     pub unpaid: bool,
     /// Direct before relayed.
     pub kind: Kind,
+    /// It loses packets as large as they are now. A direct path is worth smaller ones.
+    pub narrow: bool,
     /// As measured by echoes.
     pub rtt: Duration,
 }
 
 impl Rank {
+    /// What counts before all round-trip times.
+    pub(crate) const fn class(&self) -> (bool, bool, Kind, bool) {
+        (self.dead, self.unpaid, self.kind, self.narrow)
+    }
+
     /// Whether leaving `current` for `self` is worth it.
     #[must_use]
     pub fn beats(&self, current: &Self) -> bool {
-        let class = |rank: &Self| (rank.dead, rank.unpaid, rank.kind);
-        match class(self).cmp(&class(current)) {
+        match self.class().cmp(&current.class()) {
             std::cmp::Ordering::Less => true,
             std::cmp::Ordering::Greater => false,
             std::cmp::Ordering::Equal => {
@@ -114,7 +120,7 @@ mod tests {
     use super::*;
 
     fn rank(dead: bool, kind: Kind, ms: u64) -> Rank {
-        Rank { dead, unpaid: false, kind, rtt: Duration::from_millis(ms) }
+        Rank { dead, unpaid: false, kind, narrow: false, rtt: Duration::from_millis(ms) }
     }
 
     #[test]
@@ -130,6 +136,15 @@ mod tests {
         let unpaid = Rank { unpaid: true, ..rank(false, Kind::Direct, 1) };
         assert!(rank(false, Kind::Relayed, 900).beats(&unpaid));
         assert!(unpaid.beats(&rank(true, Kind::Direct, 1)));
+    }
+
+    #[test]
+    fn a_narrow_path_comes_after_the_others_of_its_kind() {
+        let narrow = Rank { narrow: true, ..rank(false, Kind::Relayed, 1) };
+        assert!(rank(false, Kind::Relayed, 900).beats(&narrow));
+        assert!(narrow.beats(&rank(true, Kind::Relayed, 1)));
+        let direct = Rank { narrow: true, ..rank(false, Kind::Direct, 300) };
+        assert!(direct.beats(&rank(false, Kind::Relayed, 1)));
     }
 
     #[test]

@@ -24,9 +24,10 @@ const PATTERN: &str = "Noise_IK_25519_AESGCM_SHA256";
 const PROBE_HEADER: usize = 17;
 /// Bytes of a probe's authentication tag.
 const TAG: usize = 16;
-/// Plaintext bytes that every probe is padded to, so that none is larger than another.
+/// Plaintext bytes that every probe is padded to: only one that asks for a size, or answers, is larger
+/// than another.
 const PROBE_BODY: usize = 32;
-/// Bytes of a probe.
+/// Bytes of a probe that is not padded behind its seal.
 pub(crate) const PROBE_LEN: usize = PROBE_HEADER + PROBE_BODY + TAG;
 /// Initiators whose newest timestamp is remembered; the oldest is forgotten beyond.
 const INITIATORS_MAX: usize = 10_000;
@@ -268,14 +269,10 @@ impl ProbeSeal {
 
     pub(crate) fn seal(&self, probe: Probe) -> Option<Vec<u8>> {
         let kind = match probe {
-            Probe::Ping { token } => {
-                probe::Kind::Ping(rendezvous::Ping { token, padding: Bytes::new() })
+            Probe::Ping { token } => probe::Kind::Ping(rendezvous::Ping { token }),
+            Probe::Pong { token } => {
+                probe::Kind::Pong(rendezvous::Pong { token, observed: Bytes::new() })
             }
-            Probe::Pong { token } => probe::Kind::Pong(rendezvous::Pong {
-                token,
-                observed: Bytes::new(),
-                padding: Bytes::new(),
-            }),
             Probe::Use { epoch } => probe::Kind::Use(rendezvous::Use { epoch }),
             Probe::Nat { mapping, filtering } => probe::Kind::Nat(rendezvous::Nat {
                 mapping: mapping.map_or(0, |m| match m {
@@ -296,60 +293,95 @@ impl ProbeSeal {
                 count: guess.count.into(),
             }),
             Probe::Trial { epoch } => probe::Kind::Trial(rendezvous::Trial { epoch }),
+            Probe::Measure { token, size, packets } => {
+                let (size, packets) = (size.into(), packets.into());
+                probe::Kind::Measure(rendezvous::Measure { token, size, packets })
+            }
+            Probe::Measured { token, size } => {
+                probe::Kind::Measured(rendezvous::Measured { token, size: size.into() })
+            }
         };
         let mut body = rendezvous::Probe { kind: Some(kind) }.encode_to_vec();
         let len = u8::try_from(body.len()).ok()?;
         body.insert(0, len);
         body.resize(PROBE_BODY, 0);
         let nonce = self.next.fetch_add(1, Relaxed);
-        let mut out = vec![0; PROBE_LEN];
+        let mut out = vec![0; len_of(probe)];
         out[0] = frame::PROBE;
         out[1..9].copy_from_slice(&self.session.to_be_bytes());
         out[9..17].copy_from_slice(&nonce.to_be_bytes());
-        self.state.write_message(nonce, &body, &mut out[PROBE_HEADER..]).ok()?;
+        self.state.write_message(nonce, &body, &mut out[PROBE_HEADER..PROBE_LEN]).ok()?;
         Some(out)
     }
 
-    /// `None`: forged, replayed, or not a probe.
+    /// `None`: forged, replayed, not a probe, or not as long as it says: a relay may not take away the
+    /// padding that it does not carry.
     pub(crate) fn open(&self, bytes: &[u8]) -> Option<Probe> {
         let nonce = u64::from_be_bytes(bytes.get(9..17)?.try_into().ok()?);
-        if bytes.len() != PROBE_LEN || nonce > frame::COUNTER_MAX {
+        if nonce > frame::COUNTER_MAX {
             return None;
         }
+        let sealed = bytes.get(PROBE_HEADER..PROBE_LEN)?;
         let mut body = [0; PROBE_BODY + TAG];
-        let len = self.state.read_message(nonce, &bytes[PROBE_HEADER..], &mut body).ok()?;
+        let len = self.state.read_message(nonce, sealed, &mut body).ok()?;
         if !self.seen.lock().accept(nonce) {
             return None;
         }
         let (size, body) = body.get(..len)?.split_first()?;
         let body = Bytes::copy_from_slice(body.get(..usize::from(*size))?);
-        match wire::decode::<rendezvous::Probe>(body, PROBE_BODY).ok()?.kind? {
-            probe::Kind::Ping(p) => Some(Probe::Ping { token: p.token }),
-            probe::Kind::Pong(p) => Some(Probe::Pong { token: p.token }),
-            probe::Kind::Use(u) => Some(Probe::Use { epoch: u.epoch }),
-            probe::Kind::Nat(n) => Some(Probe::Nat {
-                mapping: match n.mapping {
-                    1 => Some(Mapping::Independent),
-                    2 => Some(Mapping::Address),
-                    3 => Some(Mapping::AddressAndPort),
-                    _ => None,
-                },
-                filtering: match n.filtering {
-                    1 => Some(Filtering::Independent),
-                    2 => Some(Filtering::Address),
-                    3 => Some(Filtering::AddressAndPort),
-                    _ => None,
-                },
-            }),
-            probe::Kind::Guess(g) => {
-                let guess = Guess {
-                    first: g.first.try_into().ok()?,
-                    step: g.step.try_into().ok()?,
-                    count: g.count.try_into().ok()?,
-                };
-                Some(Probe::Guess { round: g.round, guess })
-            }
-            probe::Kind::Trial(t) => Some(Probe::Trial { epoch: t.epoch }),
+        let probe = decode_probe(body)?;
+        (bytes.len() == len_of(probe)).then_some(probe)
+    }
+}
+
+/// Bytes of a probe on the wire.
+fn len_of(probe: Probe) -> usize {
+    match probe {
+        Probe::Measure { size, .. } | Probe::Measured { size, .. } => PROBE_LEN.max(size.into()),
+        Probe::Ping { .. }
+        | Probe::Pong { .. }
+        | Probe::Use { .. }
+        | Probe::Guess { .. }
+        | Probe::Nat { .. }
+        | Probe::Trial { .. } => PROBE_LEN,
+    }
+}
+
+fn decode_probe(body: Bytes) -> Option<Probe> {
+    match wire::decode::<rendezvous::Probe>(body, PROBE_BODY).ok()?.kind? {
+        probe::Kind::Ping(p) => Some(Probe::Ping { token: p.token }),
+        probe::Kind::Pong(p) => Some(Probe::Pong { token: p.token }),
+        probe::Kind::Use(u) => Some(Probe::Use { epoch: u.epoch }),
+        probe::Kind::Nat(n) => Some(Probe::Nat {
+            mapping: match n.mapping {
+                1 => Some(Mapping::Independent),
+                2 => Some(Mapping::Address),
+                3 => Some(Mapping::AddressAndPort),
+                _ => None,
+            },
+            filtering: match n.filtering {
+                1 => Some(Filtering::Independent),
+                2 => Some(Filtering::Address),
+                3 => Some(Filtering::AddressAndPort),
+                _ => None,
+            },
+        }),
+        probe::Kind::Guess(g) => {
+            let guess = Guess {
+                first: g.first.try_into().ok()?,
+                step: g.step.try_into().ok()?,
+                count: g.count.try_into().ok()?,
+            };
+            Some(Probe::Guess { round: g.round, guess })
+        }
+        probe::Kind::Trial(t) => Some(Probe::Trial { epoch: t.epoch }),
+        probe::Kind::Measure(m) => Some(Probe::Measure {
+            token: m.token,
+            size: m.size.try_into().ok()?,
+            packets: m.packets.try_into().ok()?,
+        }),
+        probe::Kind::Measured(m) => {
+            Some(Probe::Measured { token: m.token, size: m.size.try_into().ok()? })
         }
     }
 }

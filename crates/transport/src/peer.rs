@@ -3,14 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{
-    AtomicBool, AtomicU32, AtomicU64,
+    AtomicBool, AtomicU16, AtomicU32, AtomicU64,
     Ordering::{Relaxed, SeqCst},
 };
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use quinn_udp::EcnCodepoint;
-use sluice_path::{Opened, Path};
+use sluice_path::{Opened, PACKET_MAX, Path};
 use sluice_proto::wire::control::{self, control::Kind};
 use sluice_proto::wire::{self, code};
 use sluice_proto::{FlowId, RelayAddr, RelayFlow};
@@ -143,6 +143,8 @@ pub(crate) struct Peer {
     unanswered: AtomicU64,
     /// Number of the path in use: what arrives on others does not answer what was sent on it.
     watched: AtomicU32,
+    /// The largest packets that its paths carry: see [`sluice_path::Event::PacketMax`].
+    pub(crate) packet_max: AtomicU16,
     /// QUIC's receive window, as it was last set.
     pub(crate) receive_window: AtomicU32,
     /// Payload that was delivered to this side's services.
@@ -169,6 +171,7 @@ impl Peer {
             probe_queue,
             unanswered: AtomicU64::new(0),
             watched: AtomicU32::new(DIRECT),
+            packet_max: AtomicU16::new(PACKET_MAX),
             receive_window: AtomicU32::new(0),
             delivered: AtomicU64::new(0),
             parked: AtomicBool::new(false),

@@ -2,6 +2,7 @@
 
 mod guess;
 mod handle;
+mod loss;
 mod silence;
 mod warm;
 
@@ -12,7 +13,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
-use sluice_path::{Activity, Agent, Event, Kind, Pair, Path, Probe, Reason, SocketId};
+use sluice_path::{
+    Activity, Agent, Event, Kind, PACKET_MAX, PACKET_MIN, Pair, Path, Probe, Reason, SocketId,
+};
 use sluice_proto::wire::code;
 use sluice_proto::wire::control::{self, control::Kind as ControlKind};
 use sluice_proto::{PeerId, RelayAddr};
@@ -24,12 +27,12 @@ use crate::node::{Inner, Target};
 use crate::peer::{Command, DIRECT, DirectRoute, Inputs, Peer, RelayedPath, Route};
 use crate::timer;
 pub use handle::{PathBytes, PathInfo, Session};
+use loss::Losses;
 use silence::Silence;
 
-/// Largest QUIC packet: with a frame's header it fits an Ethernet packet over IPv6.
-const MTU_MAX: u16 = 1420;
-/// Smallest, as RFC 9000 demands of every path.
-const MTU_MIN: u16 = 1200;
+/// QUIC looks this often whether larger packets come through by now: the socket lets none pass that
+/// are larger than the paths carry, and they may carry more later.
+const GROW: Duration = Duration::from_secs(60);
 /// Bytes in flight to us on one stream: 1 Gbit/s at 60 ms, with room.
 const STREAM_WINDOW: u32 = 10 << 20;
 /// Bytes in flight to us on all streams: the largest metering window, and half of it more, since
@@ -64,11 +67,11 @@ pub(crate) fn transport(
     receive_window: u32,
 ) -> Arc<TransportConfig> {
     let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(MTU_MAX);
+    mtu.upper_bound(PACKET_MAX).interval(GROW);
     let mut config = TransportConfig::default();
     config
-        .initial_mtu(MTU_MIN)
-        .min_mtu(MTU_MIN)
+        .initial_mtu(PACKET_MIN)
+        .min_mtu(PACKET_MIN)
         .mtu_discovery_config(Some(mtu))
         .initial_rtt(Duration::from_millis(100))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
@@ -130,6 +133,7 @@ impl Session {
             known: Vec::new(),
             on_trial: None,
             silence: Silence::default(),
+            losses: Losses::default(),
             watch_until: node.clock.now(),
             unanswered: None,
             revived: false,
@@ -160,6 +164,7 @@ struct Driver {
     /// The path that the packets take while the one in use is doubted, if the doubt is ours.
     on_trial: Option<Path>,
     silence: Silence,
+    losses: Losses,
     watch_until: Instant,
     /// Since when the path in use is silent, as the socket said last.
     unanswered: Option<Instant>,
@@ -283,8 +288,9 @@ impl Driver {
         let answered = silence.filter(|_| unanswered_since != silence);
         self.revived |=
             answered.is_some_and(|since| now.saturating_duration_since(since) >= REVIVED);
-        let sent = self.connection.stats().frame_tx;
-        let outstanding = self.silence.look(unanswered_since, &sent);
+        let stats = self.connection.stats();
+        let outstanding = self.silence.look(unanswered_since, &stats.frame_tx);
+        self.watch_losses(&stats.path, now);
         self.agent.handle_activity(Activity { unanswered_since, pto, outstanding }, now);
         self.agent.handle_timeout(now);
         if unanswered_since.is_some_and(|since| now.saturating_duration_since(since) > pto * 2) {
@@ -441,6 +447,7 @@ impl Driver {
                         self.node.tables.changed();
                     }
                 }
+                Event::PacketMax(size) => self.peer.packet_max.store(size, Relaxed),
                 Event::OpenSockets { count, observe } => self.open_sockets(count, observe),
                 Event::CloseSocket(socket) => self.sides.close(socket),
             }

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use quinn::{AsyncUdpSocket, UdpPoller};
 use quinn_udp::{RecvMeta, Transmit};
-use sluice_path::{Pair, Path, SocketId};
+use sluice_path::{PACKET_MAX, Pair, Path, SocketId};
 use sluice_proto::frame::HEADER_LEN;
 use tokio::sync::Notify;
 
@@ -59,6 +59,9 @@ pub struct SocketStats {
     pub no_path: AtomicU64,
     /// Packets that found no room on the stream to their relay.
     pub stream_full: AtomicU64,
+    /// Batches of packets that are larger than any path of their session carries: QUIC tries what may
+    /// come through, and finds out.
+    pub too_large: AtomicU64,
     /// Batches that lay in the system's buffer while the process did not run.
     pub late: AtomicU64,
 }
@@ -164,7 +167,8 @@ impl DataSocket {
 
     /// A probe came from node to node: it is the session's that it names.
     pub(crate) fn take_probe(&self, from: Path, bytes: &[u8]) {
-        let session = bytes.get(1..9).filter(|_| bytes.len() == PROBE_LEN);
+        let fits = (PROBE_LEN..=usize::from(PACKET_MAX)).contains(&bytes.len());
+        let session = bytes.get(1..9).filter(|_| fits);
         let session = session.and_then(|b| b.try_into().ok()).map(u64::from_be_bytes);
         let peer = session.and_then(|s| self.tables.probes.read().get(&s).cloned());
         match peer {
@@ -313,6 +317,10 @@ impl DataSocket {
         let len = transmit.contents.len();
         let segment = transmit.segment_size.unwrap_or(len).max(1);
         let segments = len.div_ceil(segment);
+        if segment > peer.packet_max.load(Relaxed).into() {
+            self.stats.too_large.fetch_add(1, Relaxed);
+            return Ok(());
+        }
         let mut outgoing = peer.outgoing.lock();
         let outgoing = &mut *outgoing;
         let header = match &outgoing.route {

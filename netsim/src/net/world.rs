@@ -102,6 +102,8 @@ struct World {
     watches: Vec<Watch>,
     /// Pairs of public addresses between which nothing passes.
     cuts: BTreeSet<(IpAddr, IpAddr)>,
+    /// The largest IP packets that pass between two public addresses.
+    narrow: BTreeMap<(IpAddr, IpAddr), usize>,
     log: bool,
 }
 
@@ -142,6 +144,7 @@ impl Net {
             delivered: 0,
             watches: Vec::new(),
             cuts: BTreeSet::new(),
+            narrow: BTreeMap::new(),
             log: std::env::var_os("NETSIM_PACKETS").is_some(),
         };
         let start = clock.now();
@@ -324,6 +327,12 @@ impl Net {
                 false => world.cuts.remove(&pair),
             };
         }
+    }
+
+    /// From now on no IP packet passes between two public addresses that is larger than `mtu` bytes.
+    pub fn narrow(&self, one: IpAddr, other: IpAddr, mtu: usize) {
+        let mut world = self.world.lock();
+        world.narrow.extend([((one, other), mtu), ((other, one), mtu)]);
     }
 
     /// Holds back for `span` what crosses a place's link, then lets it go.
@@ -582,8 +591,10 @@ impl World {
         let inside = self.places[at.0].routes.get(&packet.dst.ip()).copied();
         match &mut self.places[at.0].kind {
             Kind::Core => {
-                let is_cut = self.cuts.contains(&(packet.src.ip(), packet.dst.ip()));
-                Some((inside.filter(|_| !is_cut)?, Way::Down, packet))
+                let pair = (packet.src.ip(), packet.dst.ip());
+                let mtu = self.narrow.get(&pair).copied().unwrap_or(usize::MAX);
+                let passes = !self.cuts.contains(&pair) && Link::wire_len(&packet) <= mtu;
+                Some((inside.filter(|_| passes)?, Way::Down, packet))
             }
             Kind::Host(host) => {
                 let bound = host.sockets.get(&packet.dst.port()).cloned()?;

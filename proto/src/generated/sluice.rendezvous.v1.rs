@@ -78,7 +78,7 @@ pub struct SignedTicket {
 /// Plaintext of a probe, sealed with the rendezvous' transport keys.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Probe {
-    #[prost(oneof = "probe::Kind", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "probe::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub kind: ::core::option::Option<probe::Kind>,
 }
 /// Nested message and enum types in `Probe`.
@@ -97,15 +97,16 @@ pub mod probe {
         Guess(super::Guess),
         #[prost(message, tag = "6")]
         Nat(super::Nat),
+        #[prost(message, tag = "7")]
+        Measure(super::Measure),
+        #[prost(message, tag = "8")]
+        Measured(super::Measured),
     }
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Ping {
     #[prost(fixed64, tag = "1")]
     pub token: u64,
-    /// to the size being proven
-    #[prost(bytes = "bytes", tag = "2")]
-    pub padding: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Pong {
@@ -114,8 +115,6 @@ pub struct Pong {
     /// where the ping came from
     #[prost(bytes = "bytes", tag = "2")]
     pub observed: ::prost::bytes::Bytes,
-    #[prost(bytes = "bytes", tag = "3")]
-    pub padding: ::prost::bytes::Bytes,
 }
 /// The sender switched to the path that this arrives on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -144,6 +143,26 @@ pub struct Nat {
     pub mapping: u32,
     #[prost(uint32, tag = "2")]
     pub filtering: u32,
+}
+/// Whether so large a probe comes through: it is padded to `size` bytes behind its seal.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Measure {
+    #[prost(fixed64, tag = "1")]
+    pub token: u64,
+    /// 0: not padded
+    #[prost(uint32, tag = "2")]
+    pub size: u32,
+    /// bytes of the sender's packets, as UDP payload
+    #[prost(uint32, tag = "3")]
+    pub packets: u32,
+}
+/// It did; this one is padded to as many.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Measured {
+    #[prost(fixed64, tag = "1")]
+    pub token: u64,
+    #[prost(uint32, tag = "2")]
+    pub size: u32,
 }
 /// The path in use is silent to the sender, whose packets take this one until it answers.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

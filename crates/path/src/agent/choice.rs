@@ -64,6 +64,7 @@ impl Agent {
         state.held_until = Some(now + if again { FLAP_HOLD } else { HOLD_DOWN });
         state.died = Some(now);
         state.proven = false;
+        state.size.stop();
         state.samples.clear();
         state.pings = 0;
         state.echoes = 0;
@@ -115,13 +116,14 @@ impl Agent {
         }
     }
 
-    fn rank(&self, path: Path, now: Instant) -> Rank {
+    pub(super) fn rank(&self, path: Path, now: Instant) -> Rank {
         let state = self.paths.get(&path);
         let held = state.and_then(|s| s.held_until).is_some_and(|until| until > now);
         Rank {
-            dead: !state.is_some_and(|s| s.proven) || held,
+            dead: !state.is_some_and(|s| s.proven && !s.size.is_too_small()) || held,
             unpaid: state.is_some_and(|s| s.unpaid),
             kind: path.kind(),
+            narrow: self.is_narrow(path),
             rtt: state.map_or(Duration::MAX, |s| s.rtt),
         }
     }

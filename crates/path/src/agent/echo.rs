@@ -102,6 +102,7 @@ impl Agent {
         if !state.proven {
             state.proven = true;
             state.echoes = 0;
+            state.size.begin(now);
             if let Path::Direct(pair) = from {
                 self.events.push_back(Event::Proven(pair));
             }

@@ -346,6 +346,7 @@ impl World {
                 Event::Proven(_)
                 | Event::Forgotten(_)
                 | Event::Tried { .. }
+                | Event::PacketMax(_)
                 | Event::Returned { .. } => {}
             }
         }

@@ -40,6 +40,8 @@ pub(crate) enum Packet {
     Pong(u64),
     Use(u64),
     Trial(u64),
+    Measure(u64, u16, u16),
+    Measured(u64, u16),
     Data,
 }
 
@@ -188,6 +190,8 @@ impl World {
             Packet::Ping(token) => Probe::Ping { token },
             Packet::Use(epoch) => Probe::Use { epoch },
             Packet::Trial(epoch) => Probe::Trial { epoch },
+            Packet::Measure(token, size, packets) => Probe::Measure { token, size, packets },
+            Packet::Measured(token, size) => Probe::Measured { token, size },
             Packet::Pong(token) => {
                 side.echoed.insert(path);
                 if side.agent.selected() == Some(path) {
@@ -220,6 +224,7 @@ impl World {
                 Event::Proven(_)
                 | Event::Forgotten(_)
                 | Event::OpenSockets { .. }
+                | Event::PacketMax(_)
                 | Event::CloseSocket(_) => continue,
             };
             let first = reason == Reason::First && path.kind() == Kind::Relayed;
@@ -238,6 +243,8 @@ impl World {
                 Probe::Use { epoch } => Packet::Use(epoch),
                 Probe::Guess { .. } | Probe::Nat { .. } => panic!("no NAT is known here"),
                 Probe::Trial { epoch } => Packet::Trial(epoch),
+                Probe::Measure { token, size, packets } => Packet::Measure(token, size, packets),
+                Probe::Measured { token, size } => Packet::Measured(token, size),
             };
             self.send(i, path, packet);
         }

@@ -62,6 +62,19 @@ fn knocks_and_probes() {
         let probe = ours.seal(Probe::Ping { token: 7 }).expect("it fits");
         assert_eq!(theirs.open(&probe), Some(Probe::Ping { token: 7 }));
         assert_eq!(theirs.open(&probe), None, "it was replayed");
+        let size = PROBE_LEN as u16 / 2 + place % 1400;
+        let measure = Probe::Measure { token: 7, size, packets: *place };
+        let mut padded = ours.seal(measure).expect("it fits");
+        assert_eq!(padded.len(), PROBE_LEN.max(size.into()));
+        assert_eq!(theirs.open(&padded), Some(measure));
+        padded = ours.seal(Probe::Measured { token: 7, size }).expect("it fits");
+        padded.push(0);
+        assert_eq!(theirs.open(&padded), None, "it is longer than it says");
+        if usize::from(size) > PROBE_LEN {
+            padded = ours.seal(measure).expect("it fits");
+            padded.truncate(padded.len() - 1);
+            assert_eq!(theirs.open(&padded), None, "its padding was cut");
+        }
         let mut spoilt = ours.seal(Probe::Pong { token: 8 }).expect("it fits");
         let at = PROBE_HEADER + usize::from(*place) % (spoilt.len() - PROBE_HEADER);
         spoilt[at] ^= byte | 1;

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::Waker;
 
 use quinn_udp::RecvMeta;
-use sluice_path::{Pair, Path};
+use sluice_path::{PACKET_MAX, Pair, Path};
 use sluice_proto::FlowId;
 use sluice_proto::frame::{self, FrameType, HEADER_LEN, Header};
 
@@ -253,7 +253,7 @@ impl Sorter {
         let inner = *bytes.get(HEADER_LEN)?;
         if inner == frame::PROBE {
             let probe = &bytes[HEADER_LEN..];
-            if probe.len() != PROBE_LEN {
+            if !(PROBE_LEN..=usize::from(PACKET_MAX)).contains(&probe.len()) {
                 return None;
             }
             entry.peer.probe(Path::Relay(entry.path), probe);
