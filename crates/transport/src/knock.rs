@@ -329,7 +329,7 @@ impl ProbeSeal {
         }
         let (size, body) = body.get(..len)?.split_first()?;
         let body = Bytes::copy_from_slice(body.get(..usize::from(*size))?);
-        let probe = decode_probe(body)?;
+        let probe = probe_within(body)?;
         (bytes.len() == len_of(probe)).then_some(probe)
     }
 }
@@ -347,7 +347,7 @@ fn len_of(probe: Probe) -> usize {
     }
 }
 
-fn decode_probe(body: Bytes) -> Option<Probe> {
+fn probe_within(body: Bytes) -> Option<Probe> {
     match wire::decode::<rendezvous::Probe>(body, PROBE_BODY).ok()?.kind? {
         probe::Kind::Ping(p) => Some(Probe::Ping { token: p.token }),
         probe::Kind::Pong(p) => Some(Probe::Pong { token: p.token }),
