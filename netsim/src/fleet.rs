@@ -45,6 +45,8 @@ const STOP: Duration = Duration::from_secs(9);
 /// How long the server works between two kills, and how long it stays away.
 const WORK: (Duration, Duration) = (Duration::from_millis(400), Duration::from_millis(1800));
 const AWAY: (Duration, Duration) = (Duration::from_millis(0), Duration::from_millis(1000));
+/// How long a member that goes on is left alone with what it slept over.
+const WAKE: Duration = Duration::from_secs(4);
 /// Every so many kills a member is stopped.
 const STOP_EVERY: u64 = 5;
 /// Stops of the control, which kills nobody.
@@ -204,6 +206,7 @@ async fn trouble(
             outcome.stops += 1;
             tokio::time::sleep(STOP).await;
             crew.go_on(member)?;
+            tokio::time::sleep(WAKE).await;
         }
     }
     tokio::time::sleep(WORK.1).await;
