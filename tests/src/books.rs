@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use sluice_ledger::{Edge, LeaseRow, Ledger, Link, Role, StoredVoucher};
+use sluice_ledger::{ChannelRow, Edge, LeaseRow, Ledger, Link, Role, StoredVoucher};
 use sluice_metering::Terms;
 use sluice_proto::{Amount, LeaseId, amount_due};
 use tokio::runtime::Runtime;
@@ -28,6 +28,34 @@ impl Books {
         let ledger = Ledger::open(&path)?;
         drop(guard);
         Ok(Self { ledger, runtime })
+    }
+
+    /// Opens the ledger in a state directory to read it alone, also while its role runs.
+    ///
+    /// # Errors
+    /// When it does not open.
+    pub fn look(state: &Path) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let guard = runtime.enter();
+        let ledger = Ledger::open_read_only(&state.join("ledger.db"))?;
+        drop(guard);
+        Ok(Self { ledger, runtime })
+    }
+
+    /// Its channels.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn channels(&self) -> Result<Vec<ChannelRow>> {
+        Ok(self.runtime.block_on(self.ledger.channels())?)
+    }
+
+    /// The newest voucher of a channel.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn newest_on(&self, channel: &ChannelRow) -> Result<Option<StoredVoucher>> {
+        Ok(self.runtime.block_on(self.ledger.newest_on_channel(channel.id, channel.role))?)
     }
 
     /// Its leases on an edge.

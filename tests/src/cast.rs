@@ -24,6 +24,8 @@ const RELAY_PRICE: u128 = 1 << 30;
 const MONEY: Amount = Amount(1 << 40);
 const DEPOSIT: Amount = Amount(1 << 35);
 const PERIOD_S: u32 = 48 * 3600;
+/// Windows on a deposit that is not final.
+const UNFINAL_CREDIT: u64 = 64;
 /// A provider's windows are the smallest.
 const RATE_MAX: u64 = 10_000_000;
 /// A relay does not slow anybody down.
@@ -104,7 +106,8 @@ impl Cast {
                 let (chain, payout) = (chain.clone(), wallet.address());
                 let (top_up, deposits) = (None, Deposits::default());
                 let wallet = wallet.clone();
-                Some(Money { chain, wallet, payout, period_s: PERIOD_S, top_up, deposits })
+                let (period_s, unfinal_credit) = (PERIOD_S, UNFINAL_CREDIT);
+                Some(Money { chain, wallet, payout, period_s, unfinal_credit, top_up, deposits })
             }
         };
         let identity = Identity {

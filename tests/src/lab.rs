@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -117,6 +117,21 @@ impl Lab {
     /// When the folder cannot be made.
     pub fn paid() -> Result<Self> {
         Self::with(PAID, true)
+    }
+
+    /// The same with texts of the configuration replaced by others.
+    ///
+    /// # Errors
+    /// When one of them is not there.
+    pub fn paid_with(changes: &[(&str, &str)]) -> Result<Self> {
+        let lab = Self::paid()?;
+        let mut config = std::fs::read_to_string(lab.path().join("sluice.toml"))?;
+        for (from, to) in changes {
+            ensure!(config.contains(from), "{from:?} is not in the configuration");
+            config = config.replacen(from, to, 1);
+        }
+        lab.write("sluice.toml", &config)?;
+        Ok(lab)
     }
 
     fn with(config: &str, paid: bool) -> Result<Self> {

@@ -9,6 +9,7 @@
 //! - [`Web`], [`Echo`]: workloads. [`content`] is what the first serves: any part of it can be made
 //!   again, nothing in it repeats.
 //! - [`Curl`]: the client.
+//! - [`Devnet`]: a real chain whose blocks can be undone.
 //! - [`Books`]: a role's ledger after it ended.
 //! - [`Cast`]: the same roles inside the test's own process, for what needs a look inside.
 //! - [`LyingTenant`], [`LyingHolder`]: those who do not pay.
@@ -23,6 +24,8 @@ mod capture;
 mod cast;
 mod content;
 mod curl;
+mod devnet;
+pub mod figures;
 mod lab;
 mod liar;
 mod process;
@@ -38,6 +41,7 @@ pub use capture::{Capture, Runs};
 pub use cast::{Cast, Member, loopback};
 pub use content::{CHUNK, content, differs_at, sha256_of, sha256_of_content};
 pub use curl::{Curl, Downloaded, curl};
+pub use devnet::{DEPTH, Devnet};
 pub use lab::{Lab, Provider, RelayRole, Tenant, event_kind};
 pub use liar::{LyingHolder, LyingTenant, node, read_all, voucher_for};
 pub use process::{Account, Process};

@@ -10,12 +10,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
-use sluice::state::State;
-use sluice_chain::anvil::Anvil;
-use sluice_chain::{Chain, Finality, PATIENCE_DEFAULT, RpcConfig};
-use sluice_proto::Amount;
-use tests::{Echo, Lab, Process, Provider, RelayRole, Tenant, sluice};
-use tokio::runtime::Runtime;
+use tests::{Devnet, Echo, Lab, Process, Provider, RelayRole, Tenant, sluice};
 
 /// A tenant pays 2 base units a byte each way, so an echo costs 4.
 const PER_BYTE: u128 = 4;
@@ -28,18 +23,6 @@ fn some(event: &Value, key: &str) -> Result<u128> {
 
 fn text(event: &Value, key: &str) -> Result<String> {
     Ok(event[key].as_str().with_context(|| format!("{key} in {event}"))?.to_owned())
-}
-
-/// A lab whose configuration has one text replaced by another.
-fn lab_with(changes: &[(&str, &str)]) -> Result<Lab> {
-    let lab = Lab::paid()?;
-    let mut config = std::fs::read_to_string(lab.path().join("sluice.toml"))?;
-    for (from, to) in changes {
-        ensure!(config.contains(from), "{from:?} is not in the configuration");
-        config = config.replacen(from, to, 1);
-    }
-    lab.write("sluice.toml", &config)?;
-    Ok(lab)
 }
 
 /// Runs a command to its end, which must be a good one.
@@ -104,7 +87,7 @@ impl Three {
 
 #[test]
 fn running_roles_top_up_what_runs_dry_and_redeem_what_is_worth_its_fee() -> Result<()> {
-    let lab = lab_with(&[
+    let lab = Lab::paid_with(&[
         ("[chain]\n", "[chain]\nlook = \"1s\"\n"),
         ("deposit = 100_000_000_000\nmax", "deposit = 8_000_000\ndeposit_max = 80_000_000\nmax"),
     ])?;
@@ -135,7 +118,7 @@ fn running_roles_top_up_what_runs_dry_and_redeem_what_is_worth_its_fee() -> Resu
 
 #[test]
 fn a_deposit_that_may_not_grow_is_told_once_and_grows_by_command() -> Result<()> {
-    let lab = lab_with(&[(
+    let lab = Lab::paid_with(&[(
         "deposit = 100_000_000_000\nmax",
         "deposit = 8_000_000\ndeposit_max = 8_000_000\nmax",
     )])?;
@@ -165,7 +148,7 @@ fn a_deposit_that_may_not_grow_is_told_once_and_grows_by_command() -> Result<()>
 
 #[test]
 fn vouchers_are_redeemed_when_they_are_asked_for() -> Result<()> {
-    let lab = lab_with(&[("[chain]\n", "[wallet]\nredeem = \"on_demand\"\n\n[chain]\n")])?;
+    let lab = Lab::paid_with(&[("[chain]\n", "[wallet]\nredeem = \"on_demand\"\n\n[chain]\n")])?;
     let three = Three::start(&lab)?;
     three.talk(1 << 20)?;
     // What is not acknowledged yet may be missing.
@@ -252,31 +235,48 @@ fn a_watchtower_saves_earnings_on_the_embedded_chain() -> Result<()> {
 
 #[test]
 fn a_watchtower_saves_earnings_on_a_real_node() -> Result<()> {
-    let Some(anvil) = Anvil::start() else { return Ok(()) };
-    let runtime = Runtime::new()?;
-    let config = RpcConfig {
-        url: anvil.url().to_owned(),
-        contract: None,
-        token: None,
-        finality: Finality::Confirmations(1),
-        chain_id: None,
-        patience: PATIENCE_DEFAULT,
-        other_urls: Vec::new(),
-    };
-    let chain = runtime.block_on(async { Chain::connect_rpc(config).await?.deploy_dev().await })?;
-    let (contract, token) = (chain.domain().contract, chain.token());
-    let url = anvil.url();
-    let rpc = format!(
-        "kind = \"rpc\"\nurl = \"{url}\"\ncontract = \"{contract}\"\ntoken = \"{token}\"\nfinality = 1\n"
-    );
-    let lab = lab_with(&[("kind = \"embedded\"\n", &rpc), ("dir = ", "#dir = ")])?;
-    for (state, tokens) in [("connect", 1 << 40), ("provide", 1 << 40), ("relay", 0), ("watch", 0)]
-    {
-        // A role's wallet is made at its first start, and must have coins before it can pay.
-        let account = State::open(&lab.state(state), state)?.wallet().address();
-        runtime.block_on(chain.fund_dev(account, Amount(tokens)))?;
-    }
+    let Some(devnet) = Devnet::start(1)? else { return Ok(()) };
+    let lab = devnet.lab(&[])?;
     a_watchtower_saves_earnings(&lab)
+}
+
+#[test]
+fn watching_once_ends_well_unless_a_voucher_is_about_to_be_lost() -> Result<()> {
+    let Some(devnet) = Devnet::start(1)? else { return Ok(()) };
+    let lab = devnet.lab(&[])?;
+    let three = Three::start(&lab)?;
+    three.talk(1 << 19)?;
+    three.stop()?;
+    let file = lab.path().join("vouchers.json").display().to_string();
+    done(&lab, "provide", &["ledger", "export", "--out", &file])?;
+    let once = ["watch", file.as_str(), "--once"];
+    // Nobody closes: nothing is to be done, even by one who could not pay for it.
+    ensure!(done(&lab, "poor", &once)?.events("redeemed").is_empty());
+
+    let channel =
+        text(&last(&done(&lab, "connect", &["channel", "list"])?, "channel")?, "channel")?;
+    done(&lab, "connect", &["channel", "close", &channel])?;
+    fails(&lab, "poor", &once, &["not all that had to be redeemed was", "fund"])?;
+    let capped = std::fs::read_to_string(lab.path().join("sluice.toml"))?;
+    lab.write(
+        "sluice.toml",
+        &capped.replacen("[chain]\n", "[chain]\ngas_price_max = \"1 wei\"\n", 1),
+    )?;
+    let waits = done(&lab, "watch", &once)?;
+    ensure!(waits.events("redeemed").is_empty(), "gas is dearer than that{}", waits.story());
+    lab.write("sluice.toml", &capped)?;
+    ensure!(done(&lab, "watch", &once)?.events("redeemed").len() == 1, "it was redeemed");
+    ensure!(done(&lab, "watch", &once)?.events("redeemed").is_empty(), "once");
+
+    let missing = ["watch", "nowhere.json", "--once"];
+    fails(&lab, "watch", &missing, &["the vouchers in nowhere.json"])?;
+    let broken = lab.write("broken.json", "{\"sluice_ledger\": 1}")?.display().to_string();
+    fails(&lab, "watch", &["watch", &broken, "--once"], &["broken.json", "channels"])?;
+    lab.write("sluice.toml", "version = 1\n")?;
+    fails(&lab, "watch", &once, &["no chain is configured"])?;
+    drop(devnet);
+    lab.write("sluice.toml", &capped)?;
+    fails(&lab, "watch", &once, &["cannot reach the chain"])
 }
 
 #[test]

@@ -6,7 +6,7 @@ use sluice_proto::eth::keccak256;
 use sluice_proto::wire::pay;
 use sluice_proto::{
     Amount, Domain, EthAddress, IdError, Keypair, LeaseId, PeerId, Price, SignatureError, Topic,
-    VERSION, WINDOW_MAX, WINDOW_MIN, wire,
+    VERSION, WINDOW_MAX, WINDOW_MIN, amount_due, wire,
 };
 
 /// Where the money of an edge lives.
@@ -109,6 +109,17 @@ impl Terms {
             expires_unix_s: wire.expires_unix_s,
             rate_max: wire.rate_max,
         })
+    }
+
+    /// How much of a channel's deposit may be earned by now, cumulative: what of it is final, and
+    /// what `windows` windows of the dearer direction come to on credit. So many are lost at most
+    /// when the chain undoes the rest.
+    #[must_use]
+    pub fn usable(&self, deposit: Amount, settled: Amount, windows: u64) -> Amount {
+        let dearest = self.price.up.max(self.price.down);
+        let price = Price { up: dearest, down: dearest };
+        let most = amount_due(settled, self.window.saturating_mul(windows), 0, price);
+        most.map_or(deposit, |most| most.min(deposit))
     }
 
     /// Their form on the wire.

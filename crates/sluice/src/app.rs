@@ -272,7 +272,8 @@ async fn open_desk(config: &Config, role: &str) -> Result<Desk> {
             let period_s = u32::try_from(config.chain.period.as_secs()).unwrap_or(u32::MAX);
             let top_up = top_up_rule(config, role);
             let deposits = Deposits::default();
-            Some(Money { chain, wallet, payout, period_s, top_up, deposits })
+            let unfinal_credit = config.provide.unfinal_credit_windows.into();
+            Some(Money { chain, wallet, payout, period_s, unfinal_credit, top_up, deposits })
         }
         None => None,
     };

@@ -358,7 +358,9 @@ pub struct WatchArgs {
     /// A file of `sluice ledger export`, read anew whenever it changes. May be repeated.
     #[arg(required = true, value_name = "FILE")]
     pub vouchers: Vec<PathBuf>,
-    /// Look once, do what is to be done, and end.
+    /// Look once, do what is to be done, and end: well when nothing was to be done, when it was done,
+    /// and when a voucher waits for cheaper gas and has the time; with an error when a channel ends
+    /// and its voucher could not be redeemed, or the chain or a file could not be read.
     #[arg(long)]
     pub once: bool,
     /// State directory, for the key that pays the fees [default: as for a role called watch].

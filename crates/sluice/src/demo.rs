@@ -46,6 +46,8 @@ const DEPOSIT: u128 = 10_000_000;
 const RATE_MAX: u64 = 10_000_000_000;
 /// Least and default close period, in seconds.
 const PERIOD_S: u32 = 72 * 3600;
+/// Windows on a deposit that is not final.
+const UNFINAL_CREDIT: u64 = 64;
 /// The direct path must be found within this once it is allowed.
 const DIRECT_WITHIN: Duration = Duration::from_secs(15);
 
@@ -215,7 +217,9 @@ impl Player {
         let payout = wallet.address();
         let (top_up, deposits) = (None, Deposits::default());
         let chain = chain.clone();
-        let money = Money { chain, wallet, payout, period_s: PERIOD_S, top_up, deposits };
+        let period_s = PERIOD_S;
+        let unfinal_credit = UNFINAL_CREDIT;
+        let money = Money { chain, wallet, payout, period_s, unfinal_credit, top_up, deposits };
         Ok(Self { identity, ledger, money, _state: state })
     }
 }

@@ -5,7 +5,7 @@ use sluice_ledger::{ChannelRow, ChannelStatus, LedgerError, Role};
 use sluice_metering::{Channel, Payment, Terms, VoucherRecord};
 use sluice_proto::eth::BIND_EXPORTER_LABEL;
 use sluice_proto::wire::{code, pay};
-use sluice_proto::{Amount, ChannelKey, EthAddress, PeerId, WalletSignature, amount_due};
+use sluice_proto::{Amount, ChannelKey, EthAddress, PeerId, WalletSignature};
 
 use crate::config::RelayPayment;
 
@@ -68,8 +68,8 @@ pub(crate) struct Shown {
     /// `base` is what was earned or redeemed on it before.
     pub(crate) channel: Channel,
     pub(crate) state: ChannelState,
-    /// Whether all of the deposit is final.
-    pub(crate) is_final: bool,
+    /// How much of the deposit is final.
+    pub(crate) settled: Amount,
 }
 
 impl Shown {
@@ -128,14 +128,14 @@ impl RelayPayment {
                 format!("the channel binding is not signed by {} for this connection", key.signer),
             );
         }
-        let (state, is_final) = self.state(&key).await?;
+        let (state, settled) = self.state(&key).await?;
         // Before what was earned is read: nobody else earns on it from now on.
         self.ledger.take_channel(id).await?;
         let earned = self.ledger.newest_on_channel(id, Role::Payee).await?;
         let base = earned.map_or(Amount(0), |v| v.amount).max(state.redeemed);
-        let deposit = self.usable(&state, is_final, base, terms);
+        let deposit = terms.usable(state.deposit, settled, self.unfinal_credit);
         let channel = Channel { id, domain, signer: key.signer, deposit, base };
-        Ok(Shown { key, channel, state, is_final })
+        Ok(Shown { key, channel, state, settled })
     }
 
     fn key_of(&self, binding: &pay::ChannelBinding) -> Result<ChannelKey, Declined> {
@@ -156,8 +156,8 @@ impl RelayPayment {
         })
     }
 
-    /// The channel as the chain has it, if it can pay, and whether its whole deposit is final.
-    pub(crate) async fn state(&self, key: &ChannelKey) -> Result<(ChannelState, bool), Unfit> {
+    /// The channel as the chain has it, if it can pay, and how much of its deposit is final.
+    pub(crate) async fn state(&self, key: &ChannelKey) -> Result<(ChannelState, Amount), Unfit> {
         let id = key.id(&self.chain.domain());
         let unfit = |what: String| Err(Unfit::Channel(format!("channel {id} {what}")));
         let Some(state) = self.chain.channel(key, View::Latest).await? else {
@@ -176,25 +176,7 @@ impl RelayPayment {
             ));
         }
         let settled = self.chain.channel(key, View::Final).await?;
-        Ok((state, settled.is_some_and(|s| s.deposit == state.deposit)))
-    }
-
-    /// How much of the deposit may be earned by now: all that is final, or some windows on credit.
-    pub(crate) fn usable(
-        &self,
-        state: &ChannelState,
-        is_final: bool,
-        base: Amount,
-        terms: &Terms,
-    ) -> Amount {
-        if is_final {
-            return state.deposit;
-        }
-        let bytes = terms.window.saturating_mul(self.unfinal_credit);
-        let dearest = terms.price.up.max(terms.price.down);
-        let price = sluice_proto::Price { up: dearest, down: dearest };
-        let credit = amount_due(base, bytes, 0, price).unwrap_or(state.deposit);
-        credit.min(state.deposit)
+        Ok((state, settled.map_or(Amount(0), |s| s.deposit)))
     }
 
     /// What the ledger keeps about a channel that was shown.

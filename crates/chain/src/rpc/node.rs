@@ -112,15 +112,6 @@ impl Node {
         Ok(Self { client, full_url, url: shown })
     }
 
-    /// Asks, with every failure as an error of the chain.
-    pub(super) async fn ask<T: DeserializeOwned>(
-        &self,
-        method: &'static str,
-        params: impl Serialize,
-    ) -> Result<T, ChainError> {
-        self.try_ask(method, params).await.map_err(|fault| self.explain(method, fault))
-    }
-
     /// Asks, telling apart whose fault a failure is.
     pub(super) async fn try_ask<T: DeserializeOwned>(
         &self,

@@ -41,7 +41,8 @@ impl Nodes {
         let mut first = None;
         for url in urls {
             let node = Node::new(url)?;
-            let found = node.ask::<U64>("eth_chainId", json!([])).await.map(|id| id.to::<u64>());
+            let found = node.try_ask::<U64>("eth_chainId", json!([])).await;
+            let found = found.map(|id| id.to::<u64>());
             let is_right = found.is_ok();
             match found {
                 Ok(found) => {
@@ -51,8 +52,8 @@ impl Nodes {
                     }
                     first.get_or_insert(all.len());
                 }
-                Err(error) => {
-                    silent.get_or_insert(error);
+                Err(fault) => {
+                    silent.get_or_insert(node.explain("eth_chainId", fault));
                 }
             }
             all.push(Checked { node, is_right: AtomicBool::new(is_right) });
@@ -69,7 +70,7 @@ impl Nodes {
         &self.all[self.first.load(Relaxed)].node
     }
 
-    /// As [`Node::ask`].
+    /// Asks, with every failure as an error of the chain.
     pub(super) async fn ask<T: DeserializeOwned>(
         &self,
         method: &'static str,

@@ -15,7 +15,7 @@ use super::{chain, open_key, settler, tell};
 use crate::cli::WatchArgs;
 use crate::config::Config;
 use crate::roles::{Report, Reporter, wait_for_stop};
-use crate::settle::{Demand, Held, Rounds, Settler};
+use crate::settle::{Demand, Held, Line, Rounds, Settler};
 use crate::state::State;
 
 /// Largest file of vouchers: a hundred thousand channels.
@@ -59,20 +59,21 @@ pub(crate) async fn watch(config: &Config, args: &WatchArgs, json: bool) -> Resu
     Ok(())
 }
 
-/// One round; that a channel which ends keeps its voucher unpaid is a failure.
+/// One round; that a channel which ends keeps its voucher unpaid is a failure, unless it waits for
+/// cheaper gas and has the time.
 async fn once(settler: &Settler, held: &[Held], report: &Reporter) -> Result<()> {
     let mut rounds = Rounds::default();
     let (plan, _) = rounds.round(settler, held, &Demand::Rule, report).await?;
     if let Some(what) = rounds.trouble() {
         bail!("not all that had to be redeemed was: {what}");
     }
-    let refused = plan.lines.iter().find(|l| l.decision == Decision::Wait(WhyWait::Refused));
-    match refused {
-        Some(line) => {
-            bail!("the chain refuses the voucher of channel {}", line.held.voucher.channel)
+    let ends = |line: &&Line| line.state.is_some_and(|s| s.closing_at_unix_s.is_some());
+    for line in plan.lines.iter().filter(ends) {
+        if let Decision::Wait(why @ (WhyWait::Refused | WhyWait::OverDeposit)) = line.decision {
+            bail!("channel {} ends with its voucher unpaid: {why}", line.held.voucher.channel);
         }
-        None => Ok(()),
     }
+    Ok(())
 }
 
 async fn guard(settler: &Settler, mut files: Vec<Guarded>, config: &Config, report: &Reporter) {

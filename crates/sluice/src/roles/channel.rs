@@ -2,9 +2,9 @@
 
 #![expect(clippy::disallowed_methods, reason = "the salt of a channel is drawn here")]
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use sluice_chain::{Chain, View};
+use sluice_chain::{Chain, ChannelState, View};
 use sluice_ledger::{ChannelRow, ChannelStatus, Ledger, RedemptionKind, RedemptionRow, Role};
 use sluice_metering::{Channel, Payment, Purse, Terms, show_channel};
 use sluice_proto::wire::pay;
@@ -29,6 +29,8 @@ pub struct Money {
     pub payout: EthAddress,
     /// Seconds between a payer's wish to close and its refund.
     pub period_s: u32,
+    /// Windows that are served on a deposit that is included but not final.
+    pub unfinal_credit: u64,
     /// When to add to deposits; `None`: never.
     pub top_up: Option<TopUpRule>,
     /// Between accounts that use up deposits and the task that tops them up.
@@ -60,15 +62,10 @@ impl Money {
         self.check_payment(&payment)?;
         if let Some(id) = known {
             let row = ledger.channel(id).await?.context("the ledger lost the lease's channel")?;
-            let state = self.chain.channel(&row.key, View::Latest).await?;
-            let state = state.filter(|s| !s.closed && s.closing_at_unix_s.is_none());
-            let Some(state) = state else {
-                bail!(
-                    "channel {id} is closed on the chain: this lease can't go on; remove it by starting with a new state directory, or wait for it to expire"
-                )
-            };
-            let deposit = self.refill(ledger, &row, state.deposit).await?;
-            return Ok((self.purse_of(id, &terms.payment, deposit), row.key, 0));
+            return self.open(ledger, row, &payment).await;
+        }
+        if let Some(row) = self.unused(ledger, &payment, terms.payee).await? {
+            return self.open(ledger, row, &payment).await;
         }
         ensure!(
             deposit.0 > 0,
@@ -85,14 +82,8 @@ impl Money {
             token: payment.token,
             salt,
         };
-        let id = key.id(&payment.domain);
-        let receipt = self
-            .chain
-            .open_channel(&self.wallet, key, deposit, payment.period_s)
-            .await
-            .context("failed to open the payment channel")?;
         let row = ChannelRow {
-            id,
+            id: key.id(&payment.domain),
             key,
             domain: payment.domain,
             deposit,
@@ -101,19 +92,74 @@ impl Money {
             status: ChannelStatus::Open,
             period_s: payment.period_s,
         };
-        ledger.put_channel(row).await?;
+        // Before the chain has it: nobody could ever get back a deposit whose salt is lost.
+        ledger.put_channel(row.clone()).await?;
+        self.open(ledger, row, &payment).await
+    }
+
+    /// A channel to this payee that nothing was paid from and no lease names: left by a start that
+    /// was cut off.
+    async fn unused(
+        &self,
+        ledger: &Ledger,
+        payment: &Payment,
+        peer: PeerId,
+    ) -> Result<Option<ChannelRow>> {
+        let leases = ledger.leases().await?;
+        for row in ledger.channels().await? {
+            let key = &row.key;
+            let fits = row.role == Role::Payer
+                && row.status == ChannelStatus::Open
+                && (row.peer, row.domain) == (peer, payment.domain)
+                && (key.payee, key.payout, key.token)
+                    == (payment.payee, payment.payout, payment.token)
+                && (key.payer, key.signer) == (self.wallet.address(), self.wallet.address())
+                && row.period_s >= payment.period_s;
+            if fits
+                && leases.iter().all(|lease| lease.channel != Some(row.id))
+                && ledger.newest_on_channel(row.id, Role::Payer).await?.is_none()
+            {
+                return Ok(Some(row));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Sees that a channel of the ledger is open on the chain: one whose opening was never sent, or
+    /// was undone with its block, is opened (again) with the same key, so that its vouchers hold.
+    async fn open(
+        &self,
+        ledger: &Ledger,
+        row: ChannelRow,
+        payment: &Payment,
+    ) -> Result<(Purse, ChannelKey, u64)> {
+        let id = row.id;
+        let state = self.chain.channel(&row.key, View::Latest).await?;
+        if let Some(state) = state {
+            ensure!(
+                !state.closed && state.closing_at_unix_s.is_none(),
+                "channel {id} is closed on the chain: this lease can't go on; remove it by starting with a new state directory, or wait for it to expire"
+            );
+            let deposit = self.refill(ledger, &row, state.deposit).await?;
+            return Ok((self.purse_of(id, payment, deposit), row.key, 0));
+        }
+        let receipt = self
+            .chain
+            .open_channel(&self.wallet, row.key, row.deposit, row.period_s)
+            .await
+            .context("failed to open the payment channel")?;
         let at_unix_s = self.chain.now_unix_s().await.unwrap_or_default();
         ledger
             .record_redemption(RedemptionRow {
                 channel: id,
                 kind: RedemptionKind::Open,
-                amount: deposit,
+                amount: row.deposit,
                 tx: receipt.hash,
                 gas: receipt.gas,
                 at_unix_s,
             })
             .await?;
-        Ok((self.purse_of(id, &terms.payment, deposit), key, receipt.gas))
+        Ok((self.purse_of(id, payment, row.deposit), row.key, receipt.gas))
     }
 
     /// As a payer whose ledger has lost a lease: the channel that its payee shows for it, once the
@@ -188,10 +234,9 @@ impl Money {
         Ok(deposit)
     }
 
-    fn purse_of(&self, id: ChannelId, payment: &Option<Payment>, deposit: Amount) -> Purse {
-        let domain = payment.map_or_else(|| self.chain.domain(), |p| p.domain);
-        let channel =
-            Channel { id, domain, signer: self.wallet.address(), deposit, base: Amount(0) };
+    fn purse_of(&self, id: ChannelId, payment: &Payment, deposit: Amount) -> Purse {
+        let (domain, signer) = (payment.domain, self.wallet.address());
+        let channel = Channel { id, domain, signer, deposit, base: Amount(0) };
         Purse { channel, key: self.wallet.clone() }
     }
 
@@ -212,6 +257,13 @@ impl Money {
             self.chain.token()
         );
         Ok(())
+    }
+
+    /// As a payee: how much of a channel's deposit may be earned by now.
+    pub(crate) async fn usable(&self, state: &ChannelState, terms: &Terms) -> Result<Amount> {
+        let settled = self.chain.channel(&state.key, View::Final).await?;
+        let settled = settled.map_or(Amount(0), |settled| settled.deposit);
+        Ok(terms.usable(state.deposit, settled, self.unfinal_credit))
     }
 
     /// As a payee: the channel that a payer bound to this session, checked on the chain.
@@ -255,7 +307,7 @@ impl Money {
             id,
             domain: payment.domain,
             signer: key.signer,
-            deposit: state.deposit,
+            deposit: self.usable(&state, terms).await?,
             base: Amount(0),
         };
         let row = ChannelRow {

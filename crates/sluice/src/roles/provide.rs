@@ -385,7 +385,8 @@ async fn serve_session(shared: Arc<Shared>, session: Session) {
     tasks.spawn(tell_warm(session.clone(), shared.report.clone()));
     tasks.spawn(follow_control(shared.clone(), live.clone(), agreed.control));
     if let (Some(channel), Some(money)) = (agreed.channel, shared.host.money.clone()) {
-        tasks.spawn(follow_deposit(shared.clone(), live.clone(), money, channel.id));
+        let terms = agreed.terms.clone();
+        tasks.spawn(follow_deposit(shared.clone(), live.clone(), money, terms, channel.id));
     }
     let connection = session.connection().clone();
     let ended = serve(connection, shared.services.clone(), account.clone()).await;
@@ -538,11 +539,12 @@ async fn follow_control(
     }
 }
 
-/// Looks for a top-up while the deposit holds bytes back.
+/// Looks for a top-up, and for what became final, while the deposit holds bytes back.
 async fn follow_deposit(
     shared: Arc<Shared>,
     live: Arc<Live>,
     money: Money,
+    terms: sluice_metering::Terms,
     channel: sluice_proto::ChannelId,
 ) {
     loop {
@@ -551,8 +553,10 @@ async fn follow_deposit(
             continue;
         }
         let Ok(Some(row)) = shared.host.ledger.channel(channel).await else { continue };
-        if let Ok(Some(state)) = money.chain.channel(&row.key, sluice_chain::View::Latest).await {
-            live.account.set_deposit(state.deposit);
+        if let Ok(Some(state)) = money.chain.channel(&row.key, sluice_chain::View::Latest).await
+            && let Ok(deposit) = money.usable(&state, &terms).await
+        {
+            live.account.set_deposit(deposit);
         }
     }
 }

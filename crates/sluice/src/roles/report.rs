@@ -108,6 +108,17 @@ pub enum Report {
         /// Cumulative amount.
         amount: u128,
     },
+    /// The account with a relay, when the connection to it is lost or the role ends.
+    Reservation {
+        /// The relay.
+        relay: String,
+        /// Bytes of frames towards the relay and from it that it acknowledged to be paid.
+        up: u64,
+        /// See `up`.
+        down: u64,
+        /// What the newest voucher says, cumulative.
+        amount: u128,
+    },
     /// Vouchers of a channel were turned into tokens.
     Redeemed {
         /// Which channel's.
@@ -148,6 +159,15 @@ pub enum Report {
         /// By how much.
         more: Amount,
         /// To how much.
+        deposit: Amount,
+        /// The transaction.
+        tx: [u8; 32],
+    },
+    /// A channel whose opening the chain had undone is open again.
+    Reopened {
+        /// Which.
+        channel: ChannelId,
+        /// With how much.
         deposit: Amount,
         /// The transaction.
         tx: [u8; 32],
@@ -278,6 +298,9 @@ impl Report {
             Self::Account { peer, up, down, amount } => {
                 format!("Account with {peer}: {down} bytes down, {up} up, {amount} in all")
             }
+            Self::Reservation { relay, up, down, amount } => {
+                format!("Account with relay {relay}: {down} bytes down, {up} up, {amount} in all")
+            }
             Self::Redeemed { channel, paid, fee_wei, fee, why, tx, .. } => {
                 let worth = fee.map(|fee| format!(", {fee} base units")).unwrap_or_default();
                 let tx = hex::encode(tx);
@@ -297,6 +320,9 @@ impl Report {
             Self::ToppedUp { channel, more, deposit, .. } => {
                 format!("Topped up channel {channel} by {more} to {deposit}")
             }
+            Self::Reopened { channel, deposit, .. } => format!(
+                "The chain had undone the opening of channel {channel}: it is open again with {deposit}"
+            ),
             Self::DepositSpent { channel, deposit, deposit_max } => format!(
                 "The deposit of {deposit} of channel {channel} runs dry, and {deposit_max} is the most that is allowed: run `sluice channel top-up`, or raise deposit_max"
             ),
@@ -349,6 +375,10 @@ impl Report {
                 "event": "account", "peer": peer.to_string(), "up": up, "down": down,
                 "amount": amount.to_string(),
             }),
+            Self::Reservation { relay, up, down, amount } => json!({
+                "event": "reservation", "relay": relay, "up": up, "down": down,
+                "amount": amount.to_string(),
+            }),
             Self::Redeemed { channel, paid, redeemed, fee_wei, fee, why, tx } => json!({
                 "event": "redeemed", "channel": channel.to_string(), "paid": paid.to_string(),
                 "redeemed": redeemed.to_string(), "fee_wei": fee_wei.to_string(),
@@ -363,6 +393,10 @@ impl Report {
             }),
             Self::ToppedUp { channel, more, deposit, tx } => json!({
                 "event": "topped_up", "channel": channel.to_string(), "more": more.to_string(),
+                "deposit": deposit.to_string(), "tx": transaction(tx),
+            }),
+            Self::Reopened { channel, deposit, tx } => json!({
+                "event": "reopened", "channel": channel.to_string(),
                 "deposit": deposit.to_string(), "tx": transaction(tx),
             }),
             Self::DepositSpent { channel, deposit, deposit_max } => json!({

@@ -128,6 +128,7 @@ pub(crate) async fn hold(
             () = clock.sleep_until(until) => task.change(|meter, now| meter.handle_timeout(now)),
         }
     }
+    task.tell_account();
 }
 
 async fn read(
@@ -158,6 +159,14 @@ impl Task {
     fn tell(&self, state: impl Into<String>) {
         let relay = self.relay().to_string();
         self.holder.report.tell(&Report::Link { relay, state: state.into() });
+    }
+
+    /// Tells what the relay acknowledged, where it charges.
+    fn tell_account(&self) {
+        let Some(meter) = self.meter.as_ref().filter(|_| self.channel.is_some()) else { return };
+        let (relay, acked) = (self.relay().to_string(), meter.acked());
+        let (up, down, amount) = (acked.up, acked.down, meter.amount().0);
+        self.holder.report.tell(&Report::Reservation { relay, up, down, amount });
     }
 
     async fn take(&mut self, event: LinkEvent) {
@@ -209,6 +218,7 @@ impl Task {
             }
             LinkEvent::Down(reason) => {
                 self.connection = None;
+                self.tell_account();
                 self.meter = None;
                 self.known.clear();
                 self.seat.set(Standing::Away);

@@ -1,9 +1,12 @@
 //! What a running role does with its channels by itself.
+//!
+//! Blocks may be undone at any time, so nothing that was done is believed to stay done: each look
+//! compares the ledger with the chain, and what is missing there is done again.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use sluice_chain::{ChannelState, View};
 use sluice_ledger::{ChannelRow, ChannelStatus, Ledger, RedemptionKind, RedemptionRow, Role};
 use sluice_proto::{Amount, ChannelId};
@@ -184,7 +187,7 @@ async fn keep_deposits(options: &KeepOptions) {
     loop {
         if clock.now() >= look {
             look = clock.now() + options.look;
-            let outcome = payer.finish_closes().await;
+            let outcome = payer.look_after().await;
             closes.note(&options.report, outcome);
         }
         if options.top_up.is_some() {
@@ -230,6 +233,9 @@ impl Payer<'_> {
             let signed = newest.map_or(Amount(0), |voucher| voucher.amount);
             let before = self.signed.insert(row.id, signed);
             let due = wanted.get(&row.id).copied();
+            // A deposit that no longer covers what was signed lost a top-up with its block.
+            let is_short = signed > row.deposit;
+            let due = if is_short { Some(due.unwrap_or_default().max(signed)) } else { due };
             if due.is_none() && before.unwrap_or_default() == signed {
                 continue;
             }
@@ -282,22 +288,48 @@ impl Payer<'_> {
         Ok(())
     }
 
-    /// Gets back what is left of channels whose close this node started.
-    async fn finish_closes(&self) -> Result<()> {
+    /// Opens channels again that the chain forgot, and gets back what is left of those whose close
+    /// this node started.
+    async fn look_after(&self) -> Result<()> {
+        let mut outcome = Ok(());
+        for row in self.channels().await?.iter().filter(|r| r.status != ChannelStatus::Closed) {
+            outcome = outcome.and(self.look_after_one(row).await);
+        }
+        outcome
+    }
+
+    async fn look_after_one(&self, row: &ChannelRow) -> Result<()> {
         let KeepOptions { settler, ledger, report, .. } = self.options;
-        let rows = self.channels().await?;
-        for row in rows.iter().filter(|row| row.status != ChannelStatus::Closed) {
-            let Some(state) = settler.chain.channel(&row.key, View::Latest).await? else {
-                continue;
-            };
-            let is_over = state.closed && is_final(settler, row).await?;
-            follow(ledger, row.id, &state, is_over).await;
-            if !is_refund_due(&state.slot(), settler.chain.now_unix_s().await?) {
-                continue;
-            }
+        let Some(state) = settler.chain.channel(&row.key, View::Latest).await? else {
+            return self.open_again(row).await;
+        };
+        let is_over = state.closed && is_final(settler, row).await?;
+        follow(ledger, row.id, &state, is_over).await;
+        if is_refund_due(&state.slot(), settler.chain.now_unix_s().await?) {
             let refunded = finish_close(settler, ledger, row).await?;
             report.tell(&Report::Refunded { channel: row.id, refunded });
         }
+        Ok(())
+    }
+
+    /// The opening was undone with its block. The key is the same, so what was signed on the channel
+    /// holds as before; one on which nothing was signed is opened when it is needed.
+    async fn open_again(&self, row: &ChannelRow) -> Result<()> {
+        let KeepOptions { settler, ledger, report, .. } = self.options;
+        let is_used = ledger.newest_on_channel(row.id, Role::Payer).await?.is_some();
+        if !is_used || row.key.payer != settler.wallet.address() {
+            return Ok(());
+        }
+        let (wallet, deposit) = (&settler.wallet, row.deposit);
+        let opened = settler.chain.open_channel(wallet, row.key, deposit, row.period_s).await;
+        let receipt = opened.with_context(|| format!("failed to open channel {} again", row.id))?;
+        let at_unix_s = settler.chain.now_unix_s().await.unwrap_or_default();
+        let (channel, tx, gas) = (row.id, receipt.hash, receipt.gas);
+        let (kind, amount) = (RedemptionKind::Open, deposit);
+        ledger
+            .record_redemption(RedemptionRow { channel, kind, amount, tx, gas, at_unix_s })
+            .await?;
+        report.tell(&Report::Reopened { channel, deposit, tx });
         Ok(())
     }
 }

@@ -120,11 +120,11 @@ impl Shared {
             (shown, meter.new.terms.clone())
         };
         match payment.state(&shown.key).await {
-            Ok((state, is_final)) => {
-                let deposit = payment.usable(&state, is_final, shown.channel.base, &terms);
+            Ok((state, settled)) => {
+                let deposit = terms.usable(state.deposit, settled, payment.unfinal_credit);
                 let mut meter = entry.lock();
                 if let Some(shown) = &mut meter.new.shown {
-                    (shown.state, shown.is_final) = (state, is_final);
+                    (shown.state, shown.settled) = (state, settled);
                 }
                 drop(meter);
                 self.meter(&peer, |meter, _| meter.handle_deposit(deposit));
@@ -180,7 +180,8 @@ impl Shared {
                 let moved = base.saturating_sub(meter.start_total()) != reported;
                 let rested =
                     meter.read_at.is_none_or(|at| now.saturating_duration_since(at) >= READ_EVERY);
-                let unsure = meter.new.shown.is_some_and(|shown| !shown.is_final);
+                let unsure =
+                    meter.new.shown.is_some_and(|shown| shown.settled < shown.state.deposit);
                 let read =
                     rested && meter.new.shown.is_some() && (unsure || meter.read_total != total);
                 if read {

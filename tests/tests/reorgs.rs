@@ -1,0 +1,270 @@
+//! A chain that undoes its newest 64 blocks, at each step of a channel's life, under the real
+//! processes: what was done is done again or told, and nothing is lost but what was served on credit
+//! on a channel whose opening was undone.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use sluice_chain::{ChannelState, View};
+use sluice_ledger::{ChannelRow, Edge, Role};
+use sluice_metering::Terms;
+use sluice_proto::Amount;
+use tests::{Books, DEPTH, Devnet, Echo, Lab, PATIENCE, Process, Provider, RelayRole, Tenant};
+
+const CHUNK: usize = 32 * 1024;
+/// A tenant pays 2 base units a byte each way.
+const PER_BYTE: u128 = 2;
+/// Final is what is deeper than any reorganisation here.
+const CONFIRMATIONS: u64 = DEPTH + 1;
+const LOOK: (&str, &str) = ("[chain]\n", "[chain]\nlook = \"1s\"\n");
+const ON_DEMAND: (&str, &str) = ("[chain]\n", "[wallet]\nredeem = \"on_demand\"\n\n[chain]\n");
+
+struct Three {
+    relay: RelayRole,
+    provider: Provider,
+    tenant: Tenant,
+    _echo: Echo,
+}
+
+impl Three {
+    fn start(lab: &Lab) -> Result<Self> {
+        let echo = Echo::start()?;
+        let relay = lab.relay()?;
+        let provider = lab.provide(&relay, &[("echo", echo.addr())], "never")?;
+        let tenant = lab.connect(&provider.ticket, &["echo"], "never")?;
+        Ok(Self { relay, provider, tenant, _echo: echo })
+    }
+
+    fn talk(&self, bytes: usize) -> Result<()> {
+        let mut tcp = TcpStream::connect(self.tenant.port("echo"))?;
+        tcp.set_read_timeout(Some(PATIENCE))?;
+        let (sent, mut back) = (vec![0xA5; CHUNK], vec![0; CHUNK]);
+        for _ in 0..bytes.div_ceil(CHUNK) {
+            tcp.write_all(&sent)?;
+            tcp.read_exact(&mut back).context("no echo")?;
+        }
+        Ok(())
+    }
+
+    fn stop(mut self) -> Result<()> {
+        self.tenant.process.stop()?;
+        self.provider.process.stop()?;
+        self.relay.process.stop()
+    }
+}
+
+/// Runs a command to its end, which must be a good one; its last event of a kind.
+fn done(lab: &Lab, state: &str, args: &[&str], kind: &str) -> Result<Value> {
+    let mut process: Process = lab.run(state, args)?;
+    ensure!(process.wait()?.success(), "sluice {}{}", args.join(" "), process.story());
+    process.events(kind).pop().with_context(|| format!("no {kind}{}", process.story()))
+}
+
+fn some(event: &Value, key: &str) -> Result<u128> {
+    let text = event[key].as_str().with_context(|| format!("{key} in {event}"))?;
+    Ok(text.parse()?)
+}
+
+/// The one channel of a role on one side.
+fn channel(lab: &Lab, state: &str, side: Role) -> Result<ChannelRow> {
+    let books = Books::look(&lab.state(state))?;
+    let mut rows = books.channels()?;
+    rows.retain(|row| row.role == side);
+    ensure!(rows.len() == 1, "{} channels", rows.len());
+    rows.pop().context("one channel")
+}
+
+fn on_chain(devnet: &Devnet, row: &ChannelRow, view: View) -> Result<Option<ChannelState>> {
+    Ok(devnet.block_on(devnet.chain().channel(&row.key, view))?)
+}
+
+/// What the newest voucher of a payee says.
+fn earned(lab: &Lab, state: &str) -> Result<Amount> {
+    let books = Books::look(&lab.state(state))?;
+    let newest = books.newest_on(&channel(lab, state, Role::Payee)?)?;
+    Ok(newest.context("a voucher")?.amount)
+}
+
+/// Both payees redeem all: the chain pays what they earned, and pays it once.
+fn all_is_paid(devnet: &Devnet, lab: &Lab) -> Result<()> {
+    for state in ["provide", "relay"] {
+        done(lab, state, &["redeem", "--all"], "redeem_done")?;
+        let row = channel(lab, state, Role::Payee)?;
+        let paid = on_chain(devnet, &row, View::Latest)?.context("the channel is there")?.redeemed;
+        ensure!(paid == earned(lab, state)?, "{state}: {paid} of {} was paid", earned(lab, state)?);
+        let balance = devnet.block_on(devnet.chain().token_balance(row.key.payout))?;
+        ensure!(balance >= paid, "{state} has {balance}");
+    }
+    Ok(())
+}
+
+#[test]
+fn openings_that_are_undone_under_a_session_are_sent_again_and_all_is_paid() -> Result<()> {
+    let Some(devnet) = Devnet::start(CONFIRMATIONS)? else { return Ok(()) };
+    let lab = devnet.lab(&[LOOK])?;
+    let mark = devnet.block()?;
+    let three = Three::start(&lab)?;
+    three.talk(1 << 20)?;
+    let rows = [channel(&lab, "connect", Role::Payer)?, channel(&lab, "provide", Role::Payer)?];
+    devnet.undo(mark)?;
+    for (row, process) in rows.iter().zip([&three.tenant.process, &three.provider.process]) {
+        let again = process.event(0, "reopened")?;
+        ensure!(some(&again, "deposit")? == row.deposit.0, "{again}");
+        ensure!(on_chain(&devnet, row, View::Latest)?.is_some(), "it is open again");
+    }
+    three.talk(1 << 20)?;
+    ensure!(three.tenant.process.events("session").len() == 1, "the session went on");
+    three.stop()?;
+    devnet.mine(CONFIRMATIONS)?;
+    all_is_paid(&devnet, &lab)
+}
+
+#[test]
+fn a_payer_that_is_gone_when_its_opening_is_undone_costs_its_payee_the_credit_at_most() -> Result<()>
+{
+    let Some(devnet) = Devnet::start(CONFIRMATIONS)? else { return Ok(()) };
+    let credit = ("[provide]\n", "[provide]\nunfinal_credit_windows = 3\n");
+    let lab = devnet.lab(&[LOOK, credit])?;
+    let mark = devnet.block()?;
+    let mut three = Three::start(&lab)?;
+    // It asks for more than is given on credit.
+    let tcp = TcpStream::connect(three.tenant.port("echo"))?;
+    let (mut writer, mut reader) = (tcp.try_clone()?, tcp.try_clone()?);
+    std::thread::spawn(move || while writer.write_all(&[0xA5; CHUNK]).is_ok() {});
+    let lease = Books::look(&lab.state("connect"))?.lease(Edge::Tenant)?;
+    let window = u128::from(Terms::parse(&lease.terms)?.window);
+    let most = 3 * window * PER_BYTE;
+    let near = Amount(most - window * PER_BYTE / 2);
+    std::thread::spawn(move || {
+        let mut back = vec![0; CHUNK];
+        while reader.read(&mut back).is_ok_and(|n| n > 0) {}
+    });
+    let at_the_credit = tests::until("the credit is used up", || {
+        earned(&lab, "provide").ok().filter(|earned| *earned >= near)
+    })?;
+    ensure!(at_the_credit.0 <= most, "{at_the_credit} was earned on a credit of {most}");
+    three.tenant.process.kill()?;
+    devnet.undo(mark)?;
+    let lost = earned(&lab, "provide")?;
+    ensure!(lost.0 <= most, "{lost} was earned on a credit of {most}");
+    let row = channel(&lab, "provide", Role::Payee)?;
+    ensure!(on_chain(&devnet, &row, View::Latest)?.is_none(), "nobody opened it again");
+    three.provider.process.stop()?;
+    three.relay.process.stop()?;
+    let kept = done(&lab, "provide", &["redeem", "--all"], "redemption")?;
+    ensure!(kept["decision"] == "wait", "{kept}");
+
+    // The payer comes back: what it had signed for is good again.
+    let relay = lab.relay_at(three.relay.socket()?)?;
+    let echo = Echo::start()?;
+    let provider = lab.provide(&relay, &[("echo", echo.addr())], "never")?;
+    let mut tenant = lab.connect(&three.provider.ticket, &["echo"], "never")?;
+    tenant.process.stop()?;
+    let Provider { mut process, .. } = provider;
+    process.stop()?;
+    let paid = done(&lab, "provide", &["redeem", "--all"], "redeem_done")?;
+    ensure!(some(&paid, "paid")? >= lost.0, "{paid} of {lost}");
+    Ok(())
+}
+
+#[test]
+fn a_deposit_that_becomes_final_carries_on_beyond_the_credit() -> Result<()> {
+    let Some(devnet) = Devnet::start(CONFIRMATIONS)? else { return Ok(()) };
+    let credit = ("[provide]\n", "[provide]\nunfinal_credit_windows = 2\n");
+    let lab = devnet.lab(&[LOOK, credit])?;
+    let three = Three::start(&lab)?;
+    devnet.mine(CONFIRMATIONS)?;
+    three.talk(4 << 20)?;
+    three.stop()?;
+    ensure!(earned(&lab, "provide")?.0 >= (8 << 20) * PER_BYTE);
+    all_is_paid(&devnet, &lab)
+}
+
+#[test]
+fn a_top_up_that_is_undone_in_use_is_sent_again() -> Result<()> {
+    let Some(devnet) = Devnet::start(CONFIRMATIONS)? else { return Ok(()) };
+    let small =
+        ("deposit = 100_000_000_000\nmax", "deposit = 4_000_000\ndeposit_max = 400_000_000\nmax");
+    let lab = devnet.lab(&[LOOK, ON_DEMAND, small])?;
+    let three = Three::start(&lab)?;
+    devnet.mine(CONFIRMATIONS)?;
+    let mark = devnet.block()?;
+    // Twice the deposit, so that it is topped up, and that is used.
+    three.talk(2 << 20)?;
+    let tenant = &three.tenant.process;
+    tenant.event(0, "topped_up")?;
+    let (told, promised) = (tenant.told(), earned(&lab, "provide")?);
+    let row = channel(&lab, "connect", Role::Payer)?;
+    devnet.undo(mark)?;
+    tenant.event(told, "topped_up")?;
+    tests::until("the deposit covers what was promised", || {
+        let state = on_chain(&devnet, &row, View::Latest).ok()??;
+        (state.deposit >= promised).then_some(())
+    })?;
+    three.talk(1 << 20)?;
+    three.stop()?;
+    devnet.mine(CONFIRMATIONS)?;
+    all_is_paid(&devnet, &lab)
+}
+
+#[test]
+fn redemptions_and_closes_that_are_undone_are_done_again_and_pay_once() -> Result<()> {
+    let Some(devnet) = Devnet::start(CONFIRMATIONS)? else { return Ok(()) };
+    let lab = devnet.lab(&[ON_DEMAND])?;
+    let three = Three::start(&lab)?;
+    three.talk(1 << 20)?;
+    three.stop()?;
+    devnet.mine(CONFIRMATIONS)?;
+    let ours = channel(&lab, "provide", Role::Payee)?;
+    let id = ours.id.to_string();
+    let state = |view| on_chain(&devnet, &ours, view)?.context("the channel is there");
+    let due = earned(&lab, "provide")?;
+
+    // The payer starts to close.
+    let mark = devnet.block()?;
+    let close = ["channel", "close", id.as_str()];
+    done(&lab, "connect", &close, "closing")?;
+    devnet.undo(mark)?;
+    ensure!(state(View::Latest)?.closing_at_unix_s.is_none(), "that was undone");
+    let closing = done(&lab, "connect", &close, "closing")?;
+    ensure!(closing["closes_at_unix_s"].as_u64() == state(View::Latest)?.closing_at_unix_s);
+
+    // The payee redeems.
+    let mark = devnet.block()?;
+    let redeem = ["redeem", "--channel", id.as_str()];
+    ensure!(some(&done(&lab, "provide", &redeem, "redeemed")?, "paid")? == due.0);
+    devnet.undo(mark)?;
+    ensure!(state(View::Latest)?.redeemed == Amount(0), "that was undone");
+    ensure!(some(&done(&lab, "provide", &redeem, "redeemed")?, "paid")? == due.0);
+    devnet.mine(CONFIRMATIONS)?;
+    ensure!(state(View::Final)?.redeemed == due, "it was paid once");
+
+    // The payer gets back the rest.
+    devnet.block_on(devnet.chain().advance_dev(72 * 3600))?;
+    let mark = devnet.block()?;
+    let refunded = done(&lab, "connect", &close, "refunded")?;
+    ensure!(some(&refunded, "refunded")? == ours.deposit.0 - due.0, "{refunded}");
+    devnet.undo(mark)?;
+    ensure!(!state(View::Latest)?.closed, "that was undone");
+    let refunded = done(&lab, "connect", &close, "refunded")?;
+    ensure!(some(&refunded, "refunded")? == ours.deposit.0 - due.0, "{refunded}");
+
+    // The relay closes at once, with its voucher.
+    let theirs = channel(&lab, "relay", Role::Payee)?;
+    let (id, due) = (theirs.id.to_string(), earned(&lab, "relay")?);
+    let close = ["channel", "close", id.as_str()];
+    let mark = devnet.block()?;
+    ensure!(some(&done(&lab, "relay", &close, "closed")?, "paid")? == due.0);
+    devnet.undo(mark)?;
+    let now = on_chain(&devnet, &theirs, View::Latest)?.context("the channel is there")?;
+    ensure!(!now.closed && now.redeemed == Amount(0), "that was undone");
+    let closed = done(&lab, "relay", &close, "closed")?;
+    ensure!(some(&closed, "paid")? == due.0, "{closed}");
+    ensure!(some(&closed, "refunded")? == theirs.deposit.0 - due.0, "{closed}");
+    devnet.mine(CONFIRMATIONS)?;
+    let held = devnet.block_on(devnet.chain().token_balance(devnet.chain().domain().contract))?;
+    ensure!(held == Amount(0), "{held} is left in the contract");
+    Ok(())
+}
