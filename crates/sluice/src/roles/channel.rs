@@ -134,6 +134,7 @@ impl Money {
         payment: &Payment,
     ) -> Result<(Purse, ChannelKey, u64)> {
         let id = row.id;
+        let _alone = self.deposits.opening().await;
         let state = self.chain.channel(&row.key, View::Latest).await?;
         if let Some(state) = state {
             ensure!(

@@ -16,16 +16,23 @@ pub struct Deposits {
     grown: broadcast::Sender<(ChannelId, Amount)>,
     wanted: Arc<Mutex<HashMap<ChannelId, Amount>>>,
     wake: Arc<Notify>,
+    opening: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Default for Deposits {
     fn default() -> Self {
         let (grown, _) = broadcast::channel(WAITING_MAX);
-        Self { grown, wanted: Arc::default(), wake: Arc::default() }
+        Self { grown, wanted: Arc::default(), wake: Arc::default(), opening: Arc::default() }
     }
 }
 
 impl Deposits {
+    /// Held from seeing that a channel is not on the chain until it was opened, so that no two open
+    /// the same one.
+    pub(crate) async fn opening(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.opening.lock().await
+    }
+
     /// An account that pays from `channel` owes `due`, which its deposit does not cover.
     pub fn want(&self, channel: ChannelId, due: Amount) {
         self.wanted.lock().insert(channel, due);

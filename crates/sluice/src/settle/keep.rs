@@ -315,7 +315,11 @@ impl Payer<'_> {
     /// The opening was undone with its block. The key is the same, so what was signed on the channel
     /// holds as before; one on which nothing was signed is opened when it is needed.
     async fn open_again(&self, row: &ChannelRow) -> Result<()> {
-        let KeepOptions { settler, ledger, report, .. } = self.options;
+        let KeepOptions { settler, ledger, deposits, report, .. } = self.options;
+        let _alone = deposits.opening().await;
+        if settler.chain.channel(&row.key, View::Latest).await?.is_some() {
+            return Ok(());
+        }
         let is_used = ledger.newest_on_channel(row.id, Role::Payer).await?.is_some();
         if !is_used || row.key.payer != settler.wallet.address() {
             return Ok(());

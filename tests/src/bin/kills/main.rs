@@ -7,6 +7,8 @@
 //! ledgers on the disk. Nothing that a process says of itself counts, but for one thing: a payer's
 //! word for what was acknowledged to it. Then it is started again, and the transfer must complete.
 
+#![expect(clippy::disallowed_methods, reason = "real processes are killed in real time")]
+
 mod chain;
 mod judge;
 mod queues;
@@ -46,7 +48,7 @@ struct Options {
 
 fn main() -> Result<ExitCode> {
     let options = Options::parse();
-    let (begin, mut report) = (now(), Report::default());
+    let (begin, mut report) = (Instant::now(), Report::default());
     let mut show = None;
     for number in 0..options.kills {
         for role in Role::ALL {
@@ -82,11 +84,6 @@ fn kill(
     }
     let show = show.as_mut().context("it was started")?;
     show.kill(role, number, report)
-}
-
-#[expect(clippy::disallowed_methods, reason = "people want to know how long a kill takes")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 #[expect(clippy::print_stdout, reason = "this is what the command is for")]
