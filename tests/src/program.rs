@@ -21,8 +21,11 @@ pub fn sluice() -> &'static Path {
 
 fn beside() -> PathBuf {
     let this = std::env::current_exe().expect("a program knows its own file");
-    // <target folder>/<profile>/deps/<test>-<hash>
-    let profile = this.ancestors().nth(2).expect("cargo puts tests two folders deep").to_owned();
+    // <target folder>/<profile>/deps/<test>-<hash>, or <target folder>/<profile>/<program>
+    let folder = this.parent().expect("a program is in a folder");
+    let is_test = folder.ends_with("deps");
+    let profile = if is_test { folder.parent().expect("a profile's folder") } else { folder };
+    let profile = profile.to_owned();
     let program = profile.join(format!("sluice{}", std::env::consts::EXE_SUFFIX));
     let built = program.metadata().and_then(|m| m.modified());
     if built.is_ok_and(|built| built >= newest_source()) {
