@@ -88,6 +88,12 @@ impl RelayFlow {
         self.delivered.fetch_add(bytes, Relaxed).saturating_add(bytes)
     }
 
+    /// Payload that this flow brought and that was delivered.
+    #[must_use]
+    pub fn delivered(&self) -> u64 {
+        self.delivered.load(Relaxed)
+    }
+
     /// Counts a batch of frames *before* it is sent, so that an honest relay's claim is never above
     /// this count: `bytes` as the relay counts them, `counted` as for
     /// a relay's grant.

@@ -53,6 +53,8 @@ pub struct HolderMeter {
     base: Counts,
     claimed: Counts,
     flows: BTreeMap<FlowId, Held>,
+    /// Whether a flow ever opened: before that nobody knows what is granted.
+    grants: bool,
     granted_closed: u64,
     answered: Option<Instant>,
     flush: bool,
@@ -85,6 +87,7 @@ impl HolderMeter {
             base,
             claimed: base,
             flows: BTreeMap::new(),
+            grants: false,
             granted_closed: 0,
             answered: None,
             flush: false,
@@ -97,6 +100,17 @@ impl HolderMeter {
         meter
     }
 
+    /// Counts from what the budget's counts were before: `sent` and `received` when the connection
+    /// to the relay began that the terms were accepted on. The relay may count what was on its way
+    /// while the terms were.
+    #[must_use]
+    pub fn counting_since(mut self, sent: u64, received: u64) -> Self {
+        self.began = sent.min(self.began);
+        self.began_both = self.began.saturating_add(received).min(self.began_both);
+        self.raise_limit();
+        self
+    }
+
     /// What may still be sent through this relay.
     #[must_use]
     pub const fn budget(&self) -> &Arc<RelayBudget> {
@@ -105,7 +119,10 @@ impl HolderMeter {
 
     /// A flow opened. `first` tells whether it is the first of its lease at this relay.
     pub fn open_flow(&mut self, id: FlowId, flow: Arc<RelayFlow>, first: bool) {
-        let held = Held { flow, first, delivered: 0 };
+        // A flow that goes on over another connection brought payload before, of which the relay may
+        // hear as soon as it has the terms.
+        let held = Held { delivered: flow.delivered(), flow, first };
+        self.grants = true;
         if let Some(old) = self.flows.insert(id, held) {
             self.granted_closed = self.granted_closed.saturating_add(old.granted());
         }
@@ -138,7 +155,7 @@ impl HolderMeter {
 
     /// A pay message of the relay, as its datagram came.
     pub fn handle_datagram(&mut self, message: &Bytes, now: Instant) {
-        self.losses.note(self.sent(), now);
+        self.losses.note(self.sent(), self.received(), now);
         let result = match decode(message) {
             Ok(Kind::Claim(claim)) => self.handle_claim(&claim, now),
             Ok(Kind::Ack(ack)) => self.handle_ack(&ack),
@@ -167,14 +184,22 @@ impl HolderMeter {
         check_lease(self.desk.terms(), &claim.lease)?;
         let claimed = Counts { up: claim.up, down: claim.down };
         let counted = self.counted();
+        if !self.grants && counted.up >= claimed.up && counted.down < claimed.down {
+            // It came before the news of the flow that it is about, and will come again.
+            return Ok(());
+        }
         if !counted.covers(claimed) {
             return Err(Lie::InflatedClaim { counted, claimed });
         }
         if claimed.covers(self.claimed) {
+            let is_news = claimed != self.claimed;
             self.claimed = claimed;
             let up = claimed.up.saturating_sub(self.base.up);
             let down = claimed.down.saturating_sub(self.base.down);
-            self.losses.handle_claim(up, down, self.received(), self.desk.pto(), now);
+            self.losses.handle_claim(up, self.desk.pto(), now);
+            if is_news {
+                self.losses.handle_billed(down, self.received(), now);
+            }
             self.raise_limit();
         }
         Ok(())
@@ -197,7 +222,8 @@ impl HolderMeter {
         let share = terms.window.saturating_sub(terms.window / 8);
         let acked = self.began_both.saturating_add(self.desk.acked().since(self.base));
         let limit = acked.saturating_add(share).saturating_add(self.starter_left);
-        let limit = limit.saturating_add(self.losses.up()).saturating_sub(self.losses.down());
+        let limit = limit.saturating_add(self.losses.up()).saturating_add(self.losses.unbilled());
+        let limit = limit.saturating_sub(self.losses.down());
         self.budget.set_limit(limit);
     }
 
@@ -301,7 +327,7 @@ impl HolderMeter {
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.desk.handle_timeout(now);
-        self.losses.note(self.sent(), now);
+        self.losses.note(self.sent(), self.received(), now);
         let claimed = self.claimed.up.saturating_sub(self.base.up);
         let lost = self.losses.up();
         self.losses.handle_silence(claimed.saturating_add(quarter(self.desk.terms())), now);

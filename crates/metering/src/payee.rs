@@ -11,6 +11,7 @@ use sluice_proto::{Amount, LeaseId, WINDOW_MAX};
 
 use crate::payer::{decode, quarter};
 use crate::repeat::{Deadline, IDLE, Repeat, after, earlier};
+use crate::statement::positions_max;
 use crate::till::{Taken, Till, encode};
 use crate::voucher::due;
 use crate::{
@@ -332,9 +333,10 @@ impl Payee {
     /// All vouchers up to `seq` are durable.
     pub fn handle_durable(&mut self, seq: u64) {
         self.till.handle_durable(seq);
+        let most = positions_max(self.till.terms().window);
         let mut changed = false;
         while let Some(statement) = self.till.next_durable() {
-            self.lanes.apply(&statement.streams);
+            self.lanes.apply(&statement.streams, most);
             changed = true;
         }
         if changed {

@@ -11,6 +11,7 @@ use sluice_proto::{Amount, LeaseId, wire};
 
 use crate::desk::{Desk, Signed};
 use crate::repeat::{Deadline, IDLE, after, earlier};
+use crate::statement::positions_max;
 use crate::{
     Counts, DATAGRAM_MAX, Evidence, Lie, Purse, Statement, StreamIndex, StreamState, Terms,
     VoucherRecord,
@@ -230,7 +231,7 @@ impl Payer {
             lease: self.desk.terms().lease,
             counts: self.counts,
             session: self.session,
-            streams: self.streams.positions(),
+            streams: self.streams.positions(positions_max(self.desk.terms().window)),
         };
         match self.desk.sign(statement) {
             Signed::NotNow => self.blocked = true,

@@ -16,6 +16,16 @@ const POSITION_MAX: u64 = u64::MAX >> 2;
 /// Highest count that is believed: an exabyte, so that sums never overflow.
 const COUNT_MAX: u64 = 1 << 60;
 
+/// Of a window this many bytes for each position in a statement.
+const WINDOW_PER_POSITION: u64 = 12 * 1024;
+
+/// How many positions a statement carries at most on an edge: fewer where the window is small, so
+/// that vouchers stay a small part of the bytes that they are for. Both ends know it from the terms.
+pub(crate) fn positions_max(window: u64) -> usize {
+    let most = usize::try_from(window / WINDOW_PER_POSITION).unwrap_or(STATEMENT_STREAMS_MAX);
+    most.min(STATEMENT_STREAMS_MAX)
+}
+
 /// How the down direction of a stream stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamState {

@@ -12,8 +12,6 @@
 
 use std::collections::BTreeMap;
 
-use sluice_proto::STATEMENT_STREAMS_MAX;
-
 use crate::{Lie, StreamIndex, StreamPosition, StreamState};
 
 /// A stream may hold this many times what it read between two statements: statements come each
@@ -160,16 +158,17 @@ impl Lanes {
         Ok(())
     }
 
-    /// A durable statement gives these positions.
-    pub(crate) fn apply(&mut self, positions: &[StreamPosition]) {
-        if positions.len() < STATEMENT_STREAMS_MAX {
+    /// A durable statement gives these positions, of at most `most` that it had room for.
+    pub(crate) fn apply(&mut self, positions: &[StreamPosition], most: usize) {
+        let all = positions.len() < most;
+        if all {
             // It names all that moved: the others stood still.
             for s in self.streams.values_mut() {
                 s.moved = [0, s.moved[0]];
             }
         }
         for position in positions {
-            self.apply_one(position, positions.len() < STATEMENT_STREAMS_MAX);
+            self.apply_one(position, all);
         }
     }
 

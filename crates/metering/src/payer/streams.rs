@@ -3,8 +3,6 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use sluice_proto::STATEMENT_STREAMS_MAX;
-
 use crate::desk::Seq;
 use crate::{StreamIndex, StreamPosition, StreamState};
 
@@ -87,8 +85,9 @@ impl Streams {
         self.news
     }
 
-    /// What a statement should say: reset, ended, then those that moved most since reported.
-    pub(crate) fn positions(&self) -> Vec<StreamPosition> {
+    /// What a statement of at most `most` positions should say: reset, ended, then those that moved
+    /// most since reported.
+    pub(crate) fn positions(&self, most: usize) -> Vec<StreamPosition> {
         let mut news: Vec<_> = self.streams.iter().filter(|(_, s)| s.is_news()).collect();
         let rank = |s: &Stream| match (s.state_reported, s.state) {
             (false, StreamState::Reset) => 0,
@@ -96,7 +95,7 @@ impl Streams {
             (true, _) => 2,
         };
         news.sort_by_key(|(_, s)| (rank(s), Reverse(s.moved())));
-        news.truncate(STATEMENT_STREAMS_MAX);
+        news.truncate(most);
         news.into_iter()
             .map(|(stream, s)| StreamPosition { stream: *stream, position: s.read, state: s.state })
             .collect()

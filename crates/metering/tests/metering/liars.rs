@@ -119,6 +119,43 @@ fn a_broken_signature_is_named() {
     assert!(matches!(told[..], [Lie::WrongSigner { .. }]), "{told:?}");
 }
 
+/// The order of secp256k1's group (SEC 2, section 2.4.1).
+const ORDER: [u8; 32] = [
+    0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFE,
+    0xBA, 0xAE, 0xDC, 0xE6, 0xAF, 0x48, 0xA0, 0x3B, 0xBF, 0xD2, 0x5E, 0x8C, 0xD0, 0x36, 0x41, 0x41,
+];
+
+/// The order less `s`.
+fn negated(s: &[u8]) -> Vec<u8> {
+    let mut borrow = 0;
+    let mut out = vec![0; 32];
+    for i in (0..32).rev() {
+        let difference = i16::from(ORDER[i]) - i16::from(s[i]) - borrow;
+        borrow = i16::from(difference < 0);
+        out[i] = u8::try_from(difference + 256 * borrow).expect("one digit");
+    }
+    out
+}
+
+/// Whoever sees a signature can make a second one of it, which is as good in mathematics (EIP-2).
+#[test]
+fn the_second_signature_that_anybody_can_make_of_the_first_is_refused() {
+    let Kind::Voucher(voucher) = decode(&Forger::honest().message()) else { unreachable!() };
+    let other = |v: u8, s: &[u8]| {
+        let signature = [&voucher.signature[..32], s, &[v]].concat().into();
+        encode(Kind::Voucher(pay::Voucher { signature, ..voucher.clone() }))
+    };
+    let (s, v) = (&voucher.signature[32..64], voucher.signature[64]);
+    assert_eq!(told(&other(v, s)), vec![], "the first one counts");
+    assert!(s < &negated(s)[..], "a voucher is signed with the lower one");
+    assert_eq!(negated(&negated(s)), s);
+    let expected = key().address();
+    for v in [27, 28] {
+        let told = told(&other(v, &negated(s)));
+        assert_eq!(told, vec![Lie::WrongSigner { expected, found: None }]);
+    }
+}
+
 #[test]
 fn another_lease_session_or_channel_is_named() {
     let lease = LeaseId([1; 32]);
