@@ -75,14 +75,15 @@ struct Task {
     link: RelayLink,
     connection: Option<quinn::Connection>,
     meter: Option<HolderMeter>,
+    began: Option<(u64, u64)>,
     known: BTreeSet<[u8; 32]>,
 }
 
 impl Holder {
     /// Runs until the link's events end.
     pub async fn hold(self, link: RelayLink, mut events: mpsc::Receiver<LinkEvent>) {
-        let (connection, meter, known) = Default::default();
-        let mut task = Task { holder: self, link, connection, meter, known };
+        let (connection, meter, began, known) = Default::default();
+        let mut task = Task { holder: self, link, connection, meter, began, known };
         loop {
             let clock = task.holder.clock.clone();
             let next = task.meter.as_ref().and_then(HolderMeter::poll_timeout);
@@ -121,7 +122,11 @@ async fn read(connection: Option<&quinn::Connection>) -> Result<Bytes, quinn::Co
 impl Task {
     async fn take(&mut self, event: LinkEvent) {
         match event {
-            LinkEvent::Up { connection, .. } => self.connection = Some(connection),
+            LinkEvent::Up { connection, .. } => {
+                self.connection = Some(connection);
+                let budget = self.link.budget();
+                self.began = Some((budget.sent(), budget.received()));
+            }
             LinkEvent::Offer { offer, connection, reply } => {
                 self.connection = Some(connection.clone());
                 let answer = self.agree(&offer, &connection).await.map_err(|error| pay::Refusal {
@@ -183,7 +188,7 @@ impl Task {
             peer: terms.payee,
             terms: signed.terms.clone(),
             terms_signature: signed.signature.clone(),
-            channel: Some(channel),
+            channel: (!terms.price.is_zero()).then_some(channel),
             base: Amount(0),
             sessions: known.map_or(0, |l| l.sessions) + 1,
             closed: false,
@@ -197,8 +202,10 @@ impl Task {
         let (lease, window) = (Some(terms.lease), terms.window);
         *self.holder.view.lock() = HolderView { lease, window, ..HolderView::default() };
         let (purse, budget) = (Some(purser.purse.clone()), self.link.budget());
-        self.meter =
-            Some(HolderMeter::new(terms, purse, offer.starter_left, newest.as_ref(), budget));
+        let (sent, received) =
+            self.began.take().unwrap_or_else(|| (budget.sent(), budget.received()));
+        let meter = HolderMeter::new(terms, purse, offer.starter_left, newest.as_ref(), budget);
+        self.meter = Some(meter.counting_since(sent, received));
         self.known.clear();
         Ok(accept)
     }

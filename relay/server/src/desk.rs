@@ -337,7 +337,7 @@ impl Shared {
             channel = channel.map(|c| tracing::field::display(c.id)), "a reservation stands",
         );
         let starter = StarterPlace { prefix, left: starter_left };
-        self.add_meter(peer, NewMeter { meter, terms, account, start, starter, shown, debt });
+        self.add_meter(peer, NewMeter { meter, terms, account, start, starter, shown, debt, leg });
         Ok(())
     }
 

@@ -64,6 +64,9 @@ pub(crate) struct NewMeter {
     pub(crate) starter: StarterPlace,
     pub(crate) shown: Option<Shown>,
     pub(crate) debt: u64,
+    /// The control connection that the terms were accepted on. The account speaks on no other: a
+    /// holder that came back counts anew once it accepted, and would find these claims too high.
+    pub(crate) leg: LegId,
 }
 
 struct Meter {
@@ -299,8 +302,10 @@ impl Shared {
         change: impl FnOnce(&mut RelayMeter, Instant),
     ) {
         let Some(entry) = self.meters.get(peer) else { return };
+        let accepted_on = entry.lock().new.leg;
         let connection = self
             .drive(|admission, _| admission.connection_of(peer))
+            .filter(|leg| *leg == accepted_on)
             .and_then(|leg| self.outbox(leg))
             .map(|outbox| outbox.connection().clone());
         let mut todo = Todo::default();

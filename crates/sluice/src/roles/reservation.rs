@@ -57,6 +57,8 @@ struct Task {
     link: RelayLink,
     connection: Option<quinn::Connection>,
     meter: Option<HolderMeter>,
+    /// What the link had sent and received when its connection began; none once an account counts.
+    began: Option<(u64, u64)>,
     /// What pays, once terms were agreed.
     channel: Option<ChannelId>,
     known: HashSet<[u8; 32]>,
@@ -80,6 +82,7 @@ pub(crate) async fn hold(
         link,
         connection: None,
         meter: None,
+        began: None,
         channel: None,
         known: HashSet::new(),
         persisting: None,
@@ -171,7 +174,11 @@ impl Task {
 
     async fn take(&mut self, event: LinkEvent) {
         match event {
-            LinkEvent::Up { connection, .. } => self.connection = Some(connection),
+            LinkEvent::Up { connection, .. } => {
+                self.connection = Some(connection);
+                let budget = self.link.budget();
+                self.began = Some((budget.sent(), budget.received()));
+            }
             LinkEvent::Offer { offer, connection, reply } => {
                 self.connection = Some(connection.clone());
                 let answer = self.agree(&offer, &connection).await.map_err(|error| {
@@ -219,7 +226,7 @@ impl Task {
             LinkEvent::Down(reason) => {
                 self.connection = None;
                 self.tell_account();
-                self.meter = None;
+                (self.meter, self.waiting) = (None, None);
                 self.known.clear();
                 self.seat.set(Standing::Away);
                 let before = std::mem::replace(&mut self.superseded, self.link.is_superseded());
@@ -271,6 +278,12 @@ impl Task {
                 Err(error) => return Err(error),
             }
         }
+        // The next account counts its vouchers anew: what the last one is still writing is none of
+        // its own, but is to be found in the ledger.
+        (self.meter, self.waiting) = (None, None);
+        if self.persisting.is_some() {
+            finished(&mut self.persisting).await;
+        }
         let gas = purse.as_ref().map_or(0, |(_, _, gas)| *gas);
         self.holder.gas.fetch_add(gas, std::sync::atomic::Ordering::Relaxed);
         let signed_before = ledger.newest_signed(terms.lease).await?.map(record);
@@ -306,8 +319,10 @@ impl Task {
         let purse = purse.map(|(purse, _, _)| purse);
         self.channel = purse.as_ref().map(|purse| purse.channel.id);
         let budget = self.link.budget();
+        let (sent, received) =
+            self.began.take().unwrap_or_else(|| (budget.sent(), budget.received()));
         let meter = HolderMeter::new(terms, purse, offer.starter_left, newest.as_ref(), budget);
-        self.meter = Some(meter);
+        self.meter = Some(meter.counting_since(sent, received));
         self.known.clear();
         Ok(accept)
     }
