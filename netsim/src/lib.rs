@@ -9,7 +9,8 @@
 //! - [`scene`]: relays, and nodes in homes. [`workload`]: what they carry.
 //! - [`check`]: onlookers that know nothing of the nodes' insides.
 //! - [`paid`]: sessions and reservations that cost something, with ledgers on disk and a chain.
-//! - [`matrix`], [`failover`], [`sim`], [`liars`]: what the commands run.
+//! - [`matrix`], [`failover`], [`sim`], [`liars`], [`metering`], [`rates`],
+//!   [`cost`], [`echoes`]: what the commands run.
 //! - `crash`: the ledger in real processes on a real disk, ended and failed at every call.
 //! - `fleet`: several processes on one PostgreSQL server, which is killed.
 //!
@@ -18,18 +19,22 @@
 
 pub mod check;
 pub mod class;
+pub mod cost;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod crash;
+pub mod echoes;
 pub mod failover;
 pub mod figures;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod fleet;
 pub mod liars;
 pub mod matrix;
+pub mod metering;
 pub mod nat;
 pub mod net;
 pub mod paid;
 pub mod pool;
+pub mod rates;
 pub mod rng;
 pub mod scene;
 pub mod sim;

@@ -3,13 +3,15 @@
 #![expect(clippy::disallowed_methods, reason = "people want to know how long a command took")]
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use netsim::figures::{self, Figure};
 use netsim::matrix::{self, Help};
-use netsim::{failover, liars, pool, sim};
+use netsim::{cost, echoes, failover, liars, metering, pool, rates, sim};
 
 /// Runs real nodes and relays on a simulated network.
 #[derive(Debug, Parser)]
@@ -29,6 +31,14 @@ enum Command {
     Failover(Many),
     /// Who lies, alone or with another, and what the others lose.
     Liars(Liars),
+    /// The metering core alone, over schedules of bad luck: is a byte billed twice, or lost?
+    Metering(Schedules),
+    /// Lines of all rates and delays: does a window slow down whoever pays?
+    Rates(Lines),
+    /// An hour at a keyboard through a paid relay: does it meet the grant?
+    Echoes(Echoes),
+    /// What vouchers cost: bytes, and time of a core with ledgers on a real disk.
+    Cost(Cost),
     /// The ledger, killed and failed at every call, and after power cuts.
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     Crash(netsim::crash::Options),
@@ -83,6 +93,52 @@ struct Liars {
 }
 
 #[derive(Debug, Args)]
+struct Schedules {
+    /// These seeds, such as 0..100000.
+    #[arg(value_parser = parse_range, default_value = "0..10000")]
+    seeds: Range<u64>,
+    /// End with one line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Lines {
+    /// Sign terms for the line's own rate: the smallest windows.
+    #[arg(long)]
+    tight: bool,
+    /// Only lines whose name contains this, such as 56k, 800ms or 1000k-20ms-relayed.
+    #[arg(long)]
+    only: Option<String>,
+    /// End with one line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Echoes {
+    /// How long each types, in virtual time.
+    #[arg(long, default_value_t = 3600)]
+    seconds: u64,
+    /// End with one line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Cost {
+    /// Where the ledgers are written.
+    #[arg(long, default_value = ".")]
+    folder: PathBuf,
+    /// What the tunnel itself takes of a core for a gigabyte, as its benchmark prints it.
+    #[arg(long, default_value_t = 2.1)]
+    tunnel_s_per_gb: f64,
+    /// End with one line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct Many {
     /// Seeds for each case.
     #[arg(long, default_value_t = 30)]
@@ -108,6 +164,10 @@ fn main() -> Result<ExitCode> {
         Command::Matrix(options) => run_matrix(&options),
         Command::Failover(options) => run_failover(&options),
         Command::Liars(options) => run_liars(&options),
+        Command::Metering(options) => run_metering(&options),
+        Command::Rates(options) => run_rates(&options),
+        Command::Cost(options) => run_cost(&options),
+        Command::Echoes(options) => run_echoes(&options),
         #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
         Command::Crash(options) => run_crash(&options),
         #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -223,6 +283,72 @@ fn run_liars(options: &Liars) -> Result<ExitCode> {
     say(&report.table());
     conclude(&report.figures(), options.json);
     Ok(ExitCode::SUCCESS)
+}
+
+fn run_echoes(options: &Echoes) -> Result<ExitCode> {
+    let cases = echoes::cases(Duration::from_secs(options.seconds));
+    let outcomes = pool::run(&cases, echoes::Case::run, |_, outcome| {
+        if let Err(error) = outcome {
+            say(&format!("failed: {error:#}"));
+        }
+    });
+    let mut report = echoes::Report::default();
+    for (case, outcome) in cases.iter().zip(&outcomes) {
+        report.add(case, outcome);
+    }
+    say(&report.table());
+    conclude(&report.figures(), options.json);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_cost(options: &Cost) -> Result<ExitCode> {
+    let (table, mut figures) = cost::bytes()?;
+    say(&table);
+    let (table, more) = cost::time(&options.folder, options.tunnel_s_per_gb)?;
+    say(&table);
+    figures.extend(more);
+    conclude(&figures, options.json);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_rates(options: &Lines) -> Result<ExitCode> {
+    let mut cases = rates::cases(options.tight);
+    if let Some(only) = &options.only {
+        cases.retain(|case| case.to_string().contains(only));
+    }
+    anyhow::ensure!(!cases.is_empty(), "no line has that name");
+    let outcomes = pool::run(&cases, rates::Case::run, |case, outcome| {
+        if let Err(error) = outcome {
+            say(&format!("failed: rates --only {case}: {error:#}"));
+        }
+    });
+    let mut report = rates::Report::default();
+    for (case, outcome) in cases.iter().zip(&outcomes) {
+        report.add(case, outcome);
+    }
+    say(&report.table());
+    conclude(&report.figures(), options.json);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_metering(options: &Schedules) -> Result<ExitCode> {
+    let seeds: Vec<u64> = options.seeds.clone().collect();
+    let outcomes = pool::run(
+        &seeds,
+        |seed| metering::run(*seed),
+        |seed, outcome| {
+            if let Err(error) = outcome {
+                say(&format!("FAILED: metering {seed}..{}: {error:#}", seed + 1));
+            }
+        },
+    );
+    let mut report = metering::Report::default();
+    outcomes.iter().for_each(|outcome| report.add(outcome));
+    say(&report.table());
+    let figures = report.figures();
+    conclude(&figures, options.json);
+    let met = figures.iter().all(Figure::is_met);
+    Ok(if met { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

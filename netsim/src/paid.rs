@@ -7,6 +7,7 @@
 
 mod bank;
 mod deal;
+mod echo;
 mod holder;
 mod program;
 mod provider;
@@ -14,8 +15,9 @@ mod tenant;
 
 pub(crate) use bank::stored;
 pub use bank::{Bank, Purser};
-pub use deal::{Deal, Meeting, RelayEdge, megabits};
+pub use deal::{Deal, Meeting, RelayEdge, Tariff, megabits};
+pub use echo::Typing;
 pub use holder::{Ear, Holder, HolderView};
 pub use program::{Asked, Outcome, Program};
 pub use provider::{ServeOptions, Served, serve};
-pub use tenant::{Guest, fetch};
+pub use tenant::{Guest, chat, fetch};

@@ -58,6 +58,8 @@ pub struct SimRelay {
 pub struct Party {
     /// Its host.
     pub host: PlaceId,
+    /// Its clock.
+    pub clock: Clock,
     /// The gateways above it, the outermost first.
     pub gateways: Vec<PlaceId>,
     /// The node.
@@ -88,6 +90,8 @@ pub struct Scene {
 pub struct Site {
     /// The host.
     pub host: PlaceId,
+    /// Its clock.
+    pub clock: Clock,
     /// The gateways.
     pub gateways: Vec<PlaceId>,
 }
@@ -141,7 +145,7 @@ impl Scene {
         let addr = RelayAddr::new(keypair.public().to_peer_id(), SocketAddr::new(v4, RELAY_PORT));
         let bind = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), RELAY_PORT);
         let mut config = RelayConfig::new(keypair, bind);
-        config.clock = self.net.clock().clone();
+        config.clock = self.net.clock().apart();
         config.network = self.net.network(place);
         config.random = Random::seeded(self.rng.number());
         config.reset_key = self.rng.bytes();
@@ -176,7 +180,7 @@ impl Scene {
             addresses.push(IpAddr::V6(v6));
         }
         let host = self.net.add_host(parent, &addresses, up, down);
-        let site = Site { host, gateways };
+        let site = Site { host, clock: self.net.clock().apart(), gateways };
         self.sites.push(site.clone());
         site
     }
@@ -199,7 +203,8 @@ impl Scene {
         let relays = party.links.len();
         let (host, key, noise) = (party.host, party.key.clone(), party.noise.clone());
         party.links.clear();
-        party.node = self.node(host, key, noise, AcceptPolicy::Invited(SECRET))?;
+        let clock = party.clock.clone();
+        party.node = self.node(host, &clock, key, noise, AcceptPolicy::Invited(SECRET))?;
         self.reserve(party, relays).await
     }
 
@@ -234,16 +239,17 @@ impl Scene {
     }
 
     pub(crate) fn party(&mut self, home: &HomeSpec, accept: AcceptPolicy) -> Result<Party> {
-        let Site { host, gateways } = self.add_home(home);
+        let Site { host, clock, gateways } = self.add_home(home);
         let key = keypair(&mut self.rng);
         let noise = NoiseKeys::from_secret(self.rng.bytes())?;
-        let node = self.node(host, key.clone(), noise.clone(), accept)?;
-        Ok(Party { host, gateways, node, links: Vec::new(), key, noise })
+        let node = self.node(host, &clock, key.clone(), noise.clone(), accept)?;
+        Ok(Party { host, clock, gateways, node, links: Vec::new(), key, noise })
     }
 
     fn node(
         &mut self,
         host: PlaceId,
+        clock: &Clock,
         key: Keypair,
         noise: NoiseKeys,
         accept: AcceptPolicy,
@@ -256,7 +262,7 @@ impl Scene {
             incarnation: self.rng.number(),
             accept,
             idle_timeout: Duration::from_secs(600),
-            clock: self.net.clock().clone(),
+            clock: clock.clone(),
             network: self.net.network(host),
             random: Random::seeded(self.rng.number()),
         })?;
@@ -320,6 +326,12 @@ impl SimRelay {
         ensure!(self.relay.is_none(), "the relay lives");
         self.relay = Some(Relay::start(self.config.clone()).await?);
         Ok(())
+    }
+
+    /// Its clock.
+    #[must_use]
+    pub const fn clock(&self) -> &Clock {
+        &self.config.clock
     }
 
     /// The process, while it lives.

@@ -2,6 +2,7 @@
 
 mod fault;
 mod paid;
+mod rough;
 mod topology;
 
 use std::collections::BTreeSet;

@@ -343,6 +343,19 @@ mod tests {
         assert_eq!(wrong.recover(voucher.digest(&domain)), None);
     }
 
+    /// The example of web3.js for `accounts.sign`: deterministic (RFC 6979), with the lower `s`.
+    #[test]
+    fn a_digest_is_signed_as_everybody_else_signs_it() {
+        let bytes = |text: &str| hex::decode(text).expect("hex");
+        let secret = "4c0883a69102937d6231471b5dbb6204fe5129617082792ae468d01a3f362318";
+        let digest = "1da44b586eb0729ff70a73c326926f6ed5a25f5b056e7f47fbc6e58d86871655";
+        let key = WalletKey::from_bytes(bytes(secret).try_into().expect("32 bytes"));
+        let signature = key.expect("a valid key").sign(bytes(digest).try_into().expect("32 bytes"));
+        let expected = "b91467e570a6466aa9e9876cbcd013baba02900b8979d43fe208a4a4f339f5fd\
+                        6007e74cd82e037b800186422fc2da167c747ef045e5d18a5f5d4300f8e1a0291c";
+        assert_eq!(hex::encode(signature.0), expected);
+    }
+
     #[test]
     fn the_well_known_key_has_its_well_known_address() {
         // First account of the mnemonic that development nodes ship with.

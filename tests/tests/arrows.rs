@@ -133,3 +133,32 @@ fn visit(folder: &Path, look: &mut impl FnMut(&Path, &str)) {
         }
     }
 }
+
+/// `secp256k1` is the binding to libsecp256k1; the others are curves written in Rust, several times
+/// slower, which only libraries of ours use.
+#[test]
+fn vouchers_are_signed_and_checked_by_libsecp256k1() {
+    let workspace = workspace();
+    assert!(workspace["sluice-proto"].contains("secp256k1"));
+    for (name, dependencies) in &workspace {
+        for other in ["k256", "libsecp256k1", "alloy-signer-local"] {
+            assert!(!dependencies.contains(other), "{name} signs with {other}");
+        }
+        let binds = dependencies.contains("secp256k1");
+        assert!(!binds || name == "sluice-proto", "{name} signs by itself");
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace's root");
+    let lock = manifest(&root.join("Cargo.lock"));
+    let packages = lock["package"].as_array().expect("packages");
+    let proto = packages.iter().find(|p| p["name"].as_str() == Some("sluice-proto"));
+    let uses = proto.expect("it is locked")["dependencies"].as_array().expect("dependencies");
+    let binding = uses.iter().filter_map(toml::Value::as_str).find(|d| d.starts_with("secp256k1"));
+    let version = binding.expect("it is used").split(' ').nth(1);
+    let is_it = |p: &&toml::Value| {
+        p["name"].as_str() == Some("secp256k1")
+            && version.is_none_or(|version| p["version"].as_str() == Some(version))
+    };
+    let binding = packages.iter().find(is_it).expect("it is locked")["dependencies"].as_array();
+    let has_c = |d: &toml::Value| d.as_str().is_some_and(|d| d.starts_with("secp256k1-sys"));
+    assert!(binding.expect("dependencies").iter().any(has_c), "no library in C is bound");
+}

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Monotonic time and timers, as quinn's runtime gives them: the kernel's, or a simulator's.
@@ -10,6 +11,8 @@ pub struct Clock {
     runtime: Arc<dyn quinn::Runtime>,
     /// A moment of the runtime's and the wall-clock time then; the system's wall clock if none.
     wall: Option<(Instant, Duration)>,
+    /// Seconds by which somebody set the wall clock since.
+    set: Arc<AtomicI64>,
 }
 
 impl Default for Clock {
@@ -27,14 +30,29 @@ impl Clock {
     /// A clock on another runtime, with the system's wall-clock time.
     #[must_use]
     pub fn new(runtime: Arc<dyn quinn::Runtime>) -> Self {
-        Self { runtime, wall: None }
+        Self { runtime, wall: None, set: Arc::default() }
     }
 
     /// A clock on another runtime whose wall-clock time is `unix` now and goes on with it.
     #[must_use]
     pub fn with_unix_time(runtime: Arc<dyn quinn::Runtime>, unix: Duration) -> Self {
         let wall = Some((runtime.now(), unix));
-        Self { runtime, wall }
+        Self { runtime, wall, set: Arc::default() }
+    }
+
+    /// The same clock, of a machine whose wall clock is set apart from all others'.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        let set = AtomicI64::new(self.set.load(Relaxed));
+        Self { set: Arc::new(set), ..self.clone() }
+    }
+
+    /// Sets the wall clock of this machine so many seconds forward, or back; monotonic time goes on.
+    /// The system's own wall clock is not ours to set.
+    pub fn set_wall(&self, seconds: i64) {
+        if self.wall.is_some() {
+            self.set.fetch_add(seconds, Relaxed);
+        }
     }
 
     /// Monotonic time.
@@ -48,7 +66,12 @@ impl Clock {
     pub fn unix_time(&self) -> Duration {
         match self.wall {
             None => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
-            Some((then, unix)) => unix + self.now().saturating_duration_since(then),
+            Some((then, unix)) => {
+                let set = self.set.load(Relaxed);
+                let now = unix + self.now().saturating_duration_since(then);
+                let step = Duration::from_secs(set.unsigned_abs());
+                if set < 0 { now.saturating_sub(step) } else { now + step }
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use sluice_ledger::Ledger;
 use sluice_metering::Terms;
-use sluice_proto::{Amount, LeaseId, Price, WINDOW_MIN, WalletKey};
+use sluice_proto::{Amount, LeaseId, Price, WINDOW_MIN, WalletKey, window_bytes};
 use sluice_relay::RelayConfig;
 use sluice_transport::{AcceptPolicy, Clock, LinkState, Session};
 use sluice_tunnel::Account;
@@ -24,6 +24,23 @@ const PRICE: Price = Price { up: 1 << 30, down: 1 << 30 };
 const DEPOSIT: Amount = Amount(1 << 40);
 /// Bits per second of a reservation that has the smallest window.
 const SLOW: u64 = 1_000_000;
+
+/// What everybody charges, and how windows are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tariff {
+    /// Token base units per GiB, on every edge; nothing is paid at 0.
+    pub price: Price,
+    /// Bits per second that the relays' windows are computed from.
+    pub relay_rate_max: u64,
+    /// The same for the session; none for the smallest window.
+    pub rate_max: Option<u64>,
+}
+
+impl Default for Tariff {
+    fn default() -> Self {
+        Self { price: PRICE, relay_rate_max: SLOW, rate_max: None }
+    }
+}
 
 /// A relay's edge: the provider's reservation, and what pays for it.
 #[derive(Debug)]
@@ -52,6 +69,7 @@ pub struct Deal {
     /// The provider's.
     pub provider_ledger: Ledger,
     waits: Arc<Mutex<Option<Account>>>,
+    tariff: Tariff,
     rng: Rng,
 }
 
@@ -75,7 +93,20 @@ impl Deal {
     ///
     /// # Errors
     /// When a relay, a ledger or the chain refuses.
-    pub async fn open(clock: Clock, mut rng: Rng, lines: &[LinkSpec]) -> Result<Self> {
+    pub async fn open(clock: Clock, rng: Rng, lines: &[LinkSpec]) -> Result<Self> {
+        Self::open_at(clock, rng, lines, Tariff::default()).await
+    }
+
+    /// The same at another tariff.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn open_at(
+        clock: Clock,
+        mut rng: Rng,
+        lines: &[LinkSpec],
+        tariff: Tariff,
+    ) -> Result<Self> {
         let mut bank = Bank::open(rng.split())?;
         let provider_wallet = bank.wallet();
         let mut relays = Vec::new();
@@ -84,9 +115,11 @@ impl Deal {
         }
         let charge = |number: usize, config: &mut RelayConfig| {
             let (wallet, ledger): &(WalletKey, Ledger) = &relays[number];
-            bank.charge(config, wallet, ledger.clone());
-            config.price = PRICE;
-            config.rate_max = SLOW;
+            if !tariff.price.is_zero() {
+                bank.charge(config, wallet, ledger.clone());
+            }
+            config.price = tariff.price;
+            config.rate_max = tariff.relay_rate_max;
             config.starter_bytes = 0;
             Ok(())
         };
@@ -99,7 +132,7 @@ impl Deal {
         let purser = bank.channel(&provider_wallet, DEPOSIT).await?;
         let (tenant_ledger, provider_ledger) = (bank.ledger("tenant")?, bank.ledger("provider")?);
         let waits = Arc::default();
-        Ok(Self { bank, scene, edges, purser, tenant_ledger, provider_ledger, waits, rng })
+        Ok(Self { bank, scene, edges, purser, tenant_ledger, provider_ledger, waits, tariff, rng })
     }
 
     /// The provider reserves at all relays, the tenant connects to the first `tenant_relays`, and
@@ -140,13 +173,15 @@ impl Deal {
         let tenant = self.scene.tenant(tenant, tenant_relays).await?;
         let (ours, theirs) =
             self.scene.session(&tenant, &provider).await.context("the session did not begin")?;
+        let rtt = theirs.connection().rtt();
+        let price = self.tariff.price;
         let terms = Terms {
             lease: LeaseId(self.rng.bytes()),
             payer: tenant.node.id(),
             payee: provider.node.id(),
-            price: PRICE,
-            window: WINDOW_MIN,
-            payment: Some(self.bank.payment(self.purser.payee())),
+            price,
+            window: self.tariff.rate_max.map_or(WINDOW_MIN, |rate| window_bytes(rate, rtt)),
+            payment: (!price.is_zero()).then(|| self.bank.payment(self.purser.payee())),
             starter_bytes: 0,
             idle_timeout_s: 600,
             expires_unix_s: u64::MAX >> 1,

@@ -25,6 +25,8 @@ pub struct Asked {
 impl Asked {
     /// Bytes of a request.
     pub const LEN: usize = 24;
+    /// Everything is to be said back.
+    pub const ECHO: Self = Self { seed: 0, up: u64::MAX, down: u64::MAX };
 
     /// As it goes in front of the stream; not payload.
     #[must_use]

@@ -13,6 +13,7 @@ use sluice_tunnel::{Account, AccountOptions, Persist, carry};
 use tokio::sync::mpsc;
 
 use super::bank::{Purser, stored};
+use super::echo::Echo;
 use super::program::{Asked, Outcome, Program};
 
 /// The relay is told of what was delivered in steps of this many bytes.
@@ -101,11 +102,15 @@ async fn accept(session: Session, served: Served) {
             if recv.read_exact(&mut asked).await.is_err() {
                 return;
             }
-            let outcome = Arc::<Outcome>::default();
-            served.outcomes.lock().push(outcome.clone());
-            let program = Program::answering(Asked::decode(&asked), outcome);
-            let (carried, ended) =
-                carry(program, &connection, &served.account, (send, recv), None).await;
+            let (asked, streams) = (Asked::decode(&asked), (send, recv));
+            let (carried, ended) = if asked == Asked::ECHO {
+                carry(Echo::default(), &connection, &served.account, streams, None).await
+            } else {
+                let outcome = Arc::<Outcome>::default();
+                served.outcomes.lock().push(outcome.clone());
+                let program = Program::answering(asked, outcome);
+                carry(program, &connection, &served.account, streams, None).await
+            };
             tracing::debug!(?carried, ?ended, "a provider's stream ended");
         });
     }
@@ -132,7 +137,7 @@ pub(super) async fn put_lease(
         peer,
         terms: signed.terms,
         terms_signature: signed.signature,
-        channel: Some(purser.purse.channel.id),
+        channel: (!terms.price.is_zero()).then_some(purser.purse.channel.id),
         base: Amount(0),
         sessions: 1,
         closed: false,

@@ -10,6 +10,7 @@ use sluice_transport::{Clock, Session};
 use sluice_tunnel::{Account, carry};
 
 use super::bank::Purser;
+use super::echo::{Typing, Typist};
 use super::program::{Asked, Outcome, Program};
 use super::provider::{account_options, put_lease};
 
@@ -19,6 +20,7 @@ pub struct Guest {
     /// Its account.
     pub account: Account,
     connection: quinn::Connection,
+    clock: Clock,
 }
 
 impl Guest {
@@ -37,9 +39,9 @@ impl Guest {
         put_lease(&ledger, payee, &terms, purser, Role::Payer).await?;
         let payer = Payer::new(terms, Some(purser.purse.clone()), 1, None);
         let connection = session.connection().clone();
-        let options = account_options(ledger, Role::Payer, clock, None);
+        let options = account_options(ledger, Role::Payer, clock.clone(), None);
         let account = Account::payer(payer, connection.clone(), options);
-        Ok(Self { account, connection })
+        Ok(Self { account, connection, clock })
     }
 }
 
@@ -53,4 +55,17 @@ pub async fn fetch(guest: Guest, asked: Asked, outcome: Arc<Outcome>) -> Result<
     let preamble = Some(asked.encode());
     let (_, ended) = carry(program, &guest.connection, &guest.account, streams, preamble).await;
     Ok(ended?)
+}
+
+/// Types, and hears it said back; how many bytes came.
+///
+/// # Errors
+/// When the stream broke.
+pub async fn chat(guest: &Guest, typing: Typing) -> Result<u64> {
+    let streams = guest.connection.open_bi().await?;
+    let typist = Typist::new(typing, guest.clock.clone());
+    let preamble = Some(Asked::ECHO.encode());
+    let (_, ended) = carry(&typist, &guest.connection, &guest.account, streams, preamble).await;
+    ended?;
+    Ok(typist.heard())
 }

@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::Topology;
 use crate::net::{LinkSpec, PlaceId, Taken};
 use crate::rng::Rng;
-use crate::scene::Scene;
+use crate::scene::{Scene, Site};
 
 /// Something that goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +38,10 @@ pub enum Fault {
     Rebooted(Side),
     /// It gives other ports to what goes on.
     Rebound(Side),
+    /// A home's machine sets its wall clock so many seconds forward, or back.
+    ClockSet(Side, i64),
+    /// A relay does.
+    RelayClockSet(usize, i64),
 }
 
 /// One of the two homes.
@@ -108,12 +112,16 @@ fn one(rng: &mut Rng, topology: &Topology) -> Fault {
     }
 }
 
+fn home_of(scene: &Scene, side: Side) -> &Site {
+    match side {
+        Side::Provider => &scene.sites[0],
+        Side::Tenant => &scene.sites[1],
+    }
+}
+
 /// The place on whose link a home hangs.
 fn line_of(scene: &Scene, side: Side) -> PlaceId {
-    let home = &scene.sites[match side {
-        Side::Provider => 0,
-        Side::Tenant => 1,
-    }];
+    let home = home_of(scene, side);
     home.gateways.first().copied().unwrap_or(home.host)
 }
 
@@ -167,6 +175,8 @@ fn begin(scene: &mut Scene, fault: Fault) {
             net.reboot(gateway, net.with_nat(gateway, |nat| nat.outside()));
         }
         Fault::Rebound(side) => net.rebind(line_of(scene, side)),
+        Fault::ClockSet(side, seconds) => home_of(scene, side).clock.set_wall(seconds),
+        Fault::RelayClockSet(relay, seconds) => scene.relays[relay].clock().set_wall(seconds),
     }
 }
 
@@ -186,7 +196,9 @@ async fn mend(scene: &mut Scene, fault: Fault) -> Result<()> {
         | Fault::SmallMtu(_)
         | Fault::AddressChanged(_)
         | Fault::Rebooted(_)
-        | Fault::Rebound(_) => {}
+        | Fault::Rebound(_)
+        | Fault::ClockSet(..)
+        | Fault::RelayClockSet(..) => {}
     }
     Ok(())
 }

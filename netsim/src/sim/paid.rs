@@ -9,12 +9,15 @@ use sluice_metering::Counts;
 use sluice_transport::{Clock, PathKind};
 use tokio::task::JoinSet;
 
+use super::rough::Rough;
 use super::{FINISH_WITHIN, STREAM_MAX, Summary, Topology, fault};
 use crate::paid::{Asked, Deal, Ear, Guest, Meeting, Outcome, Served, fetch};
 use crate::rng::Rng;
 use crate::scene::allow_direct;
 use crate::time;
 
+/// One run in so many is not made rough.
+const SMOOTH: u64 = 4;
 /// Whether all has arrived is looked at this often.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -28,8 +31,15 @@ pub fn run_paid(seed: u64) -> Result<Summary> {
 
 async fn play(clock: Clock, seed: u64) -> Result<Summary> {
     let mut rng = Rng::new(seed);
-    let topology = Topology::draw(&mut rng);
-    let faults = fault::draw(&mut rng, &topology);
+    let mut topology = Topology::draw(&mut rng);
+    let mut faults = fault::draw(&mut rng, &topology);
+    let mut stream_max = STREAM_MAX;
+    // Every fourth run has good lines and clocks.
+    if seed % SMOOTH != SMOOTH - 1 {
+        let rough = Rough::draw(&mut Rng::new(!seed), topology.relays.len());
+        stream_max = (stream_max as f64 * rough.share()) as u64;
+        rough.spoil(&mut topology, &mut faults);
+    }
     let mut deal = Deal::open(clock.clone(), rng.split(), &topology.relays).await?;
     let relays = 2.min(topology.relays.len());
     let (provider, tenant) = (&topology.provider, &topology.tenant);
@@ -44,7 +54,7 @@ async fn play(clock: Clock, seed: u64) -> Result<Summary> {
     let mut fetching = JoinSet::new();
     let outcomes: Vec<Arc<Outcome>> = (0..2 + rng.below(4)).map(|_| Arc::default()).collect();
     for outcome in &outcomes {
-        let (up, down) = (rng.below(STREAM_MAX / 2), rng.below(STREAM_MAX));
+        let (up, down) = (rng.below(stream_max / 2), rng.below(stream_max));
         let asked = Asked { seed: rng.number() >> 1, up, down };
         fetching.spawn(fetch(guest.clone(), asked, outcome.clone()));
     }

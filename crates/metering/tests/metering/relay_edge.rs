@@ -214,6 +214,51 @@ fn a_relay_is_paid_no_more_than_was_sent_to_it_or_granted() {
     assert_eq!(edge.holder.counted().down, granted, "reopening a flow renews nothing");
 }
 
+/// A holder that accepted terms, and the budget of its link, over which `sent` bytes went before.
+fn fresh_holder(sent: u64) -> (HolderMeter, std::sync::Arc<RelayBudget>) {
+    let budget = RelayBudget::new(0);
+    RelayFlow::new(budget.clone()).count_sent(sent, sent);
+    let purse = purse(1 << 60, 1000);
+    (HolderMeter::new(terms(price()), Some(purse), 0, None, budget.clone()), budget)
+}
+
+/// What the newest voucher states once the claim was heard; none if it is called a lie.
+fn answer(holder: &mut HolderMeter, claim: &Bytes) -> Option<Counts> {
+    holder.handle_datagram(claim, Instant::now());
+    match holder.poll_event() {
+        Some(PayerEvent::Lie(_)) => None,
+        _ => Some(holder.stated()),
+    }
+}
+
+#[test]
+fn a_claim_that_overtakes_the_news_of_its_flow_is_no_lie_and_is_paid_when_it_comes_again() {
+    let (mut holder, budget) = fresh_holder(0);
+    assert_eq!(answer(&mut holder, &claim(0, 500)), Some(Counts::default()), "not yet");
+    holder.open_flow(FLOW, RelayFlow::new(budget), true);
+    assert_eq!(answer(&mut holder, &claim(0, 500)), Some(Counts { up: 0, down: 500 }));
+    assert_eq!(answer(&mut holder, &claim(0, 500_000)), None, "more than was granted");
+}
+
+#[test]
+fn a_flow_that_goes_on_grants_what_it_brought_before() {
+    let (mut holder, budget) = fresh_holder(0);
+    let flow = RelayFlow::new(budget);
+    flow.count_delivered(100_000);
+    holder.open_flow(FLOW, flow, true);
+    assert_eq!(holder.counted().down, grant_limit(100_000, 0, true));
+}
+
+#[test]
+fn what_was_under_way_while_terms_were_agreed_may_be_claimed() {
+    let (mut holder, _) = fresh_holder(1000);
+    assert_eq!(answer(&mut holder, &claim(1000, 0)), None, "it was sent before");
+    let (holder, _) = fresh_holder(1000);
+    let mut holder = holder.counting_since(0, 0);
+    assert_eq!(answer(&mut holder, &claim(1000, 0)), Some(Counts { up: 1000, down: 0 }));
+    assert_eq!(answer(&mut holder, &claim(1001, 0)), None);
+}
+
 #[test]
 fn a_voucher_for_more_than_was_forwarded_is_named() {
     let mut edge = Edge::new(price(), 0);
