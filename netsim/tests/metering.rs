@@ -4,7 +4,7 @@ use netsim::metering::{self, Event, Report, Sabotage};
 use netsim::pool;
 
 /// Seeds that are played here; the command plays as many as one likes.
-const SEEDS: u64 = 2000;
+const SEEDS: u64 = 1000;
 /// Within so many seeds whatever is wrong must be noticed.
 const CONTROL_SEEDS: u64 = 60;
 
