@@ -95,6 +95,51 @@ fn help_is_there_for_every_command() -> Result<()> {
     Ok(())
 }
 
+/// Each flag that takes a number, an address, a choice or an id, and what none of them can be.
+#[test]
+fn every_flag_refuses_by_its_name_what_it_cannot_be() -> Result<()> {
+    let flags: [(&[&str], &[&str]); 8] = [
+        (&["demo"], &["--megabytes"]),
+        (&["relay"], &["--bind", "--public-addr", "--tcp", "--price"]),
+        (&["provide"], &["--price-down", "--price-up", "--direct", "--bind"]),
+        (
+            &["connect", "x"],
+            &[
+                "--deposit",
+                "--deposit-max",
+                "--max-price-down",
+                "--max-price-up",
+                "--direct",
+                "--bind",
+            ],
+        ),
+        (&["doctor"], &["--bind"]),
+        (&["redeem"], &["--channel", "--role"]),
+        (&["ledger", "export"], &["--format", "--table", "--role"]),
+        (&["demo", "--rpc", "http://127.0.0.1:1"], &["--chain-id"]),
+    ];
+    let values = [
+        "",
+        "-1",
+        "1.5",
+        "0x",
+        "127.0.0.1:65536",
+        "[::1",
+        "340282366920938463463374607431768211456",
+    ];
+    for (command, flags) in flags {
+        for (flag, value) in flags.iter().flat_map(|flag| values.map(|value| (flag, value))) {
+            let mut process = Process::start("sluice", sluice(), |c| {
+                c.args(command).arg(format!("{flag}={value}")).env_remove("SLUICE_LOG");
+            })?;
+            let (status, said) = (process.wait()?, process.errors());
+            ensure!(!status.success(), "{command:?} {flag}={value} was taken");
+            ensure!(said.contains(flag), "{command:?} {flag}={value}: {said}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn a_configuration_with_an_unknown_key_is_refused_by_line_and_name() -> Result<()> {
     let lab = Lab::free()?;

@@ -236,6 +236,50 @@ fn liar() -> (String, std::sync::Arc<std::sync::Mutex<Vec<u8>>>) {
     (url, says)
 }
 
+/// A block of which each field in turn is missing or cannot be.
+#[tokio::test]
+async fn a_block_with_a_field_that_is_missing_or_cannot_be_is_an_error() {
+    let block = serde_json::json!({"number": "0x5", "timestamp": "0x10", "baseFeePerGas": "0x7"});
+    let bad = [
+        "null",
+        r#""zz""#,
+        r#""0xzz""#,
+        r#""-0x1""#,
+        r#""0x10000000000000000""#,
+        "1.5",
+        "{}",
+        "[]",
+        "true",
+    ];
+    let (url, says) = liar();
+    let answer = |result: &serde_json::Value| {
+        let answer = serde_json::json!({"jsonrpc": "2.0", "id": 0, "result": result});
+        *says.lock().unwrap() = answer.to_string().into_bytes();
+    };
+    answer(&"0x1".into());
+    let chain = Chain::connect_rpc(config(&url)).await.unwrap();
+    answer(&block);
+    assert_eq!(chain.now_unix_s().await.unwrap(), 16);
+    for field in ["number", "timestamp"] {
+        let mut without = block.clone();
+        without.as_object_mut().unwrap().remove(field);
+        let values = bad.iter().map(|text| serde_json::from_str(text).unwrap());
+        let spoilt = values.map(|value: serde_json::Value| {
+            let mut spoilt = block.clone();
+            spoilt[field] = value;
+            spoilt
+        });
+        for wrong in std::iter::once(without).chain(spoilt) {
+            // The liar must name the chain again after each wrong answer, so it is asked anew.
+            answer(&"0x1".into());
+            let chain = Chain::connect_rpc(config(&url)).await.unwrap();
+            answer(&wrong);
+            let error = chain.now_unix_s().await.unwrap_err();
+            assert!(matches!(error, ChainError::BadAnswer { .. }), "{wrong}: {error}");
+        }
+    }
+}
+
 #[test]
 fn a_nodes_answers() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -72,6 +72,28 @@ fn the_example_has_every_key() {
     }
 }
 
+/// Values that no key of any kind may have.
+const HOSTILE: [&str; 5] = ["{ a = 1 }", "1979-05-27", "-1", "nan", "[[1]]"];
+
+#[test]
+fn every_key_refuses_by_its_name_what_it_cannot_be() {
+    let mut tried = 0;
+    for section in Config::example().split("\n[").skip(1) {
+        let (name, _) = section.split_once(']').expect("a head");
+        let said = complaint(&format!("[{name}]\nqqqqqqqqqqqqqqqq = 1"));
+        let (_, keys) = said.split_once("may have: ").expect("the keys are listed");
+        for key in keys.trim_end().split(", ") {
+            for value in HOSTILE {
+                let error =
+                    parse(&format!("[{name}]\n{key} = {value}")).expect_err(key).to_string();
+                assert!(error.contains(&format!("{name}.{key}")), "{key} = {value}: {error}");
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 40 * HOSTILE.len(), "{tried}");
+}
+
 #[test]
 fn every_section_is_read() {
     let peer = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";

@@ -52,11 +52,17 @@ fn wait_until_carrying(cell: &Cell, relay: usize) -> Result<()> {
 /// A download over a direct path, with a relay warm, of which some came already.
 fn under_way(provider: Access, tenant: Access) -> Result<(Cell, Curl)> {
     let mut cell = Cell::build(1, (provider, SLOW), (tenant, SLOW))?;
+    let download = direct_download(&mut cell)?;
+    Ok((cell, download))
+}
+
+/// Starts all roles, and a download over a direct path of which some came already.
+pub(super) fn direct_download(cell: &mut Cell) -> Result<Curl> {
     let web = cell.start("always")?;
     cell.wait_for_path(PathKind::Direct)?;
     let mut download = cell.download(web)?;
     download.wait_for_bytes(cell.len() / 10).with_context(|| cell.story())?;
-    Ok((cell, download))
+    Ok(download)
 }
 
 #[test]

@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use tests::{Curl, Process};
 
 use crate::can_run;
+use crate::faults::direct_download;
 
 const SLOW: Link = Link { up: 40_000_000, down: 40_000_000, ..Link::FIBRE };
 /// Longer than a NAT remembers, than a control connection outlives its last packet (30 s), and than
@@ -32,10 +33,7 @@ fn under_way() -> Result<(Cell, Curl)> {
     let mut cell = Cell::build(2, home, home)?;
     forget_early(&cell.provider_home)?;
     forget_early(&cell.tenant_home)?;
-    let web = cell.start("always")?;
-    cell.wait_for_path(PathKind::Direct)?;
-    let mut download = cell.download(web)?;
-    download.wait_for_bytes(cell.len() / 10).with_context(|| cell.story())?;
+    let download = direct_download(&mut cell)?;
     Ok((cell, download))
 }
 
