@@ -30,6 +30,7 @@ pub(crate) struct Report {
     control_lost: usize,
     control_forgotten: usize,
     failed: usize,
+    stalled: usize,
 }
 
 impl Lost {
@@ -68,6 +69,29 @@ impl Report {
         self.failed += 1;
     }
 
+    /// A transfer did not complete within a minute.
+    pub(crate) fn stall(&mut self) {
+        self.stalled += 1;
+    }
+
+    fn worst(&self, of: fn(&Worst) -> Lost) -> f64 {
+        self.of.values().map(|worst| of(worst).windows()).fold(0.0, f64::max)
+    }
+
+    /// Whether nobody lost more than may be, and the controls did.
+    pub(crate) fn is_sound(&self) -> bool {
+        let losses = [
+            self.worst(|w| w.provider),
+            self.worst(|w| w.tenant),
+            self.worst(|w| w.relay),
+            self.worst(|w| w.holder),
+        ];
+        let found = [self.compared, self.control_lost, self.control_forgotten];
+        losses.iter().all(|windows| *windows <= 1.0)
+            && found.iter().all(|count| *count > 0)
+            && self.forgotten + self.failed == 0
+    }
+
     /// The worst losses by who was killed, in bytes.
     pub(crate) fn table(&self) -> String {
         let mut out =
@@ -87,18 +111,15 @@ impl Report {
             let name = format!("kill instants of the {}", role.name());
             figures.push(Figure::new(name, done as f64, "", Target::AtLeast(kills as f64)));
         }
-        let worst = |of: fn(&Worst) -> Lost| {
-            self.of.values().map(|worst| of(worst).windows()).fold(0.0, f64::max)
-        };
         for (name, value) in [
-            ("most that the provider lost to its tenant", worst(|w| w.provider)),
-            ("most that the tenant lost", worst(|w| w.tenant)),
-            ("most that the relay lost", worst(|w| w.relay)),
-            ("most that the provider overpaid its relay", worst(|w| w.holder)),
+            ("most that the provider lost to its tenant", self.worst(|w| w.provider)),
+            ("most that the tenant lost", self.worst(|w| w.tenant)),
+            ("most that the relay lost", self.worst(|w| w.relay)),
+            ("most that the provider overpaid its relay", self.worst(|w| w.holder)),
         ] {
             figures.push(Figure::new(name, value, "windows", Target::AtMost(1.0)));
         }
-        let with = worst(|w| w.with_read_ahead);
+        let with = self.worst(|w| w.with_read_ahead);
         let name = "the provider, with what it had read ahead of its sending";
         figures.push(Figure::new(name, with, "windows", Target::None));
         let control = "control: kills that lose more than a window if payees write nothing";
@@ -114,6 +135,12 @@ impl Report {
             Figure::new(
                 "acknowledged vouchers lost",
                 self.forgotten as f64,
+                "",
+                Target::AtMost(0.0),
+            ),
+            Figure::new(
+                "transfers that did not complete within a minute",
+                self.stalled as f64,
                 "",
                 Target::AtMost(0.0),
             ),

@@ -79,6 +79,8 @@ pub(crate) struct Show {
     /// What the ledgers said when the last transfer began.
     before: Both,
     transfers: Vec<Transfer>,
+    /// Whether a transfer did not end in time, so that nothing more can be tried here.
+    is_stalled: bool,
 }
 
 impl Show {
@@ -92,6 +94,7 @@ impl Show {
             relay_since: 0,
             before: Both::default(),
             transfers: Vec::new(),
+            is_stalled: false,
         };
         show.recover()?;
         Ok(show)
@@ -114,6 +117,10 @@ impl Show {
             self.finish_transfers()
         });
         outcome.map_err(|error| anyhow!("{during:?}: {error:#}{}", self.stage.story()))
+    }
+
+    pub(crate) const fn is_stalled(&self) -> bool {
+        self.is_stalled
     }
 
     fn kill_in_transfer(&mut self, victim: Role, during: During) -> Result<Strike> {
@@ -333,7 +340,10 @@ impl Show {
                 self.transfers.clear();
                 return Ok(());
             }
-            ensure!(Instant::now() < end, "a transfer does not end: {:?}", self.transfers);
+            if Instant::now() > end {
+                self.is_stalled = true;
+                bail!("a transfer does not end: {:?}", self.transfers);
+            }
             let cut: Vec<_> = self.transfers.iter().filter(|t| t.is_cut()).cloned().collect();
             if cut.is_empty() {
                 std::thread::sleep(Duration::from_millis(2));
