@@ -21,7 +21,7 @@ use sluice::config::{
 };
 use sluice::state::State;
 use sluice::wallet::Keystore;
-use sluice_ledger::{Found, Recovery};
+use sluice_ledger::{Found, Recovery, Server};
 use sluice_metering::{Payee, Payer, Statement, Terms};
 use sluice_proto::frame::{FrameType, Observe, Observed};
 use sluice_proto::wire::{self, control, pay, rendezvous, session};
@@ -39,6 +39,7 @@ const INPUTS: usize = 2_000;
 const OF_FILES: &[(&str, usize, &str)] = &[
     ("crates/chain/src/embedded/store.rs", 1, "the_embedded_chains_file"),
     ("crates/chain/src/rpc/node.rs", 1, "crates/chain/tests/rpc.rs::a_nodes_answers"),
+    ("crates/ledger/src/postgres/server.rs", 1, "values_of_the_configuration"),
     ("crates/ledger/src/recovery.rs", 2, "what_a_restored_node_remembers"),
     ("crates/ledger/src/rows.rs", 1, "messages"),
     ("crates/ledger/src/vouchers.rs", 1, "messages"),
@@ -570,6 +571,7 @@ fn values_of_the_configuration() {
         "udp/dns=[::1]:53",
         "127.0.0.1:8080=web",
         "embedded",
+        "postgres://u:s3cret@127.0.0.1:6543/fleet?sslmode=disable",
     ];
     let relay = format!("{}@192.0.2.1:4433+tcp:443", peer().public().to_peer_id());
     let seeds = seeds.iter().map(|text| (*text).to_owned()).chain([relay]);
@@ -583,6 +585,7 @@ fn values_of_the_configuration() {
         let _ = text.parse::<ChainKind>();
         let _ = text.parse::<Expose>();
         let _ = text.parse::<Map>();
+        let _ = text.parse::<Server>();
         let _ = parse_rule(&text);
         let _ = parse_duration(&text);
         if let Ok(relay) = parse_relay(&text) {
