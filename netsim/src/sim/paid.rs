@@ -16,6 +16,8 @@ use crate::rng::Rng;
 use crate::scene::allow_direct;
 use crate::time;
 
+/// On rough lines it may take so long instead of [`FINISH_WITHIN`].
+const ROUGH_FINISH_WITHIN: Duration = Duration::from_secs(1200);
 /// One run in so many is not made rough.
 const SMOOTH: u64 = 4;
 /// Whether all has arrived is looked at this often.
@@ -35,11 +37,13 @@ async fn play(clock: Clock, seed: u64) -> Result<Summary> {
     let mut faults = fault::draw(&mut rng, &topology);
     let mut stream_max = STREAM_MAX;
     // Every fourth run has good lines and clocks.
-    if seed % SMOOTH != SMOOTH - 1 {
-        let rough = Rough::draw(&mut Rng::new(!seed), topology.relays.len());
+    let rough = (seed % SMOOTH != SMOOTH - 1)
+        .then(|| Rough::draw(&mut Rng::new(!seed), topology.relays.len()));
+    if let Some(rough) = &rough {
         stream_max = (stream_max as f64 * rough.share()) as u64;
         rough.spoil(&mut topology, &mut faults);
     }
+    let finish_within = if rough.is_some() { ROUGH_FINISH_WITHIN } else { FINISH_WITHIN };
     let mut deal = Deal::open(clock.clone(), rng.split(), &topology.relays).await?;
     let relays = 2.min(topology.relays.len());
     let (provider, tenant) = (&topology.provider, &topology.tenant);
@@ -47,6 +51,9 @@ async fn play(clock: Clock, seed: u64) -> Result<Summary> {
     if topology.direct {
         let candidates = allow_direct(&meeting.ours, &meeting.theirs);
         deal.scene.within("the candidates", candidates).await??;
+    }
+    if let Some(rough) = &rough {
+        rough.spoil_relays(&deal.scene);
     }
     let served = deal.serve(&meeting).await?;
     let guest = deal.guest(&meeting).await?;
@@ -65,7 +72,7 @@ async fn play(clock: Clock, seed: u64) -> Result<Summary> {
         }
         anyhow::Ok(())
     };
-    let finished = clock.timeout(FINISH_WITHIN, all).await;
+    let finished = clock.timeout(finish_within, all).await;
     let stalls = (guest.account.snapshot().stalled, served.account.snapshot().stalled);
     finished.ok().with_context(|| format!("the streams did not arrive; {stalls:?}"))??;
     let end = async {
@@ -78,7 +85,7 @@ async fn play(clock: Clock, seed: u64) -> Result<Summary> {
     };
     let (ours, theirs) = (guest.account.clone(), served.account.clone());
     let snapshots = || (ours.snapshot(), theirs.snapshot());
-    let ended = clock.timeout(FINISH_WITHIN, end).await;
+    let ended = clock.timeout(finish_within, end).await;
     ended.ok().with_context(|| format!("the accounts do not settle: {:?}", snapshots()))?;
     let bytes = compare(&deal, &meeting, &guest, &served, &outcomes).await?;
     let (digest, packets) = deal.scene.net.digest();

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{Fault, Timed, Topology};
 use crate::net::LinkSpec;
 use crate::rng::Rng;
+use crate::scene::Scene;
 
 use super::fault::Side;
 
@@ -42,14 +43,22 @@ impl Rough {
         Self { relays: line(rng, LOSS_MAX), homes: line(rng, HOME_LOSS_MAX), clocks }
     }
 
-    /// Spoils the lines, and adds the clocks to the faults.
-    pub(super) fn spoil(self, topology: &mut Topology, faults: &mut Vec<Timed>) {
+    /// Spoils the relays' lines, once the session stands.
+    pub(super) fn spoil_relays(&self, scene: &Scene) {
+        for relay in &scene.relays {
+            let mut line = relay.line;
+            add(&mut line, &self.relays);
+            scene.net.relink(relay.place, line, line);
+        }
+    }
+
+    /// Spoils the homes' lines, and adds the clocks to the faults.
+    pub(super) fn spoil(&self, topology: &mut Topology, faults: &mut Vec<Timed>) {
         let homes = [&mut topology.tenant, &mut topology.provider];
         for line in homes.into_iter().flat_map(|home| [&mut home.up, &mut home.down]) {
             add(line, &self.homes);
         }
-        topology.relays.iter_mut().for_each(|line| add(line, &self.relays));
-        faults.extend(self.clocks);
+        faults.extend(&self.clocks);
     }
 
     /// What is left of the amount of traffic, so that a run stays short: with a fifth of all packets
