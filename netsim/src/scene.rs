@@ -83,6 +83,8 @@ pub struct Scene {
     pub renumbered: u8,
     /// What is random beside the network.
     pub rng: Rng,
+    /// Starts of nodes so far.
+    starts: u64,
 }
 
 /// A home's host, and the gateways above it, the outermost first.
@@ -118,7 +120,7 @@ impl Scene {
         let mut rng = Rng::new(seed);
         let net = Net::new(clock, rng.split());
         let (relays, sites) = Default::default();
-        let mut scene = Self { net, relays, sites, renumbered: 0, rng };
+        let mut scene = Self { net, relays, sites, renumbered: 0, rng, starts: 0 };
         for line in lines {
             scene.add_relay(*line, &charge).await?;
         }
@@ -254,12 +256,13 @@ impl Scene {
         noise: NoiseKeys,
         accept: AcceptPolicy,
     ) -> Result<Node> {
+        self.starts += 1;
         let node = Node::bind(NodeConfig {
             key,
             noise,
             bind: (Ipv6Addr::UNSPECIFIED, 0).into(),
             reset_key: self.rng.bytes(),
-            incarnation: self.rng.number(),
+            incarnation: (self.starts << 32) | (self.rng.number() >> 32),
             accept,
             idle_timeout: Duration::from_secs(600),
             clock: clock.clone(),

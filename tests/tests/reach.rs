@@ -2,6 +2,7 @@
 //! then back, on one stream; and what happens when somebody restarts.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -26,7 +27,7 @@ fn node_config(seed: u8, accept: AcceptPolicy) -> Result<NodeConfig> {
         noise: NoiseKeys::from_secret([seed; 32])?,
         bind: loopback(),
         reset_key: [seed; 64],
-        incarnation: rand_u64(),
+        incarnation: next_start(),
         accept,
         idle_timeout: Duration::from_secs(60),
         clock: Clock::default(),
@@ -35,9 +36,10 @@ fn node_config(seed: u8, accept: AcceptPolicy) -> Result<NodeConfig> {
     })
 }
 
-fn rand_u64() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::collections::hash_map::RandomState::new().build_hasher().finish()
+/// A number above all that were given before: the later start of a node stands.
+fn next_start() -> u64 {
+    static STARTS: AtomicU64 = AtomicU64::new(1);
+    STARTS.fetch_add(1, Ordering::Relaxed)
 }
 
 async fn start_relay(bind: SocketAddr) -> Result<(Relay, RelayAddr)> {

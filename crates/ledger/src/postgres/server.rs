@@ -154,6 +154,8 @@ mod tests {
         let server = server.with_password("0ther");
         assert!(!format!("{server:?} {server}").contains("s3cret"));
         assert!(!format!("{server:?} {server}").contains("0ther"));
+        let odd: Server = "postgres://u:s3c?ret@127.0.0.1/db".parse().expect("is one");
+        assert_eq!(format!("{odd:?} {odd}").matches("ret").count(), 0);
         let socket: Server = "postgresql://u@%2Frun%2Fpg/fleet".parse().expect("is one");
         assert_eq!(socket.to_string(), "postgres:///run/pg:5432/fleet");
     }
@@ -163,7 +165,7 @@ mod tests {
         for (url, wrong) in [
             ("mysql://u:s3cret@h/db", ServerError::Url),
             ("host=127.0.0.1 password=s3cret", ServerError::Url),
-            ("postgres://u:s3c?ret@127.0.0.1/db", ServerError::Url),
+            ("postgres://u%ff:s3cret@127.0.0.1/db", ServerError::Url),
             ("postgres://u:s3cret@127.0.0.1:99999/db", ServerError::Url),
             ("postgres://127.0.0.1/db", ServerError::Missing("user")),
             ("postgres://u:s3cret@127.0.0.1", ServerError::Missing("database")),
