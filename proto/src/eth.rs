@@ -160,7 +160,7 @@ impl Domain {
         keccak256(&words)
     }
 
-    fn digest(&self, struct_hash: [u8; 32]) -> [u8; 32] {
+    pub(crate) fn digest(&self, struct_hash: [u8; 32]) -> [u8; 32] {
         let mut bytes = Vec::with_capacity(66);
         bytes.extend_from_slice(&[0x19, 0x01]);
         bytes.extend_from_slice(&self.separator());
@@ -318,7 +318,7 @@ fn address_word(address: EthAddress) -> [u8; 32] {
     word
 }
 
-fn u128_word(value: u128) -> [u8; 32] {
+pub(crate) fn u128_word(value: u128) -> [u8; 32] {
     let mut word = [0; 32];
     word[16..].copy_from_slice(&value.to_be_bytes());
     word

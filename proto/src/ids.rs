@@ -18,6 +18,9 @@ pub enum IdError {
     /// A service's name is empty, too long, or has a character other than `a-z 0-9 -`.
     #[error("service name {0:?} must be 1 to 32 of a-z, 0-9 and -, starting with a letter")]
     ServiceName(String),
+    /// A region's name has another form.
+    #[error("region {0:?} must be 1 to 32 of a-z, 0-9 and -, starting with a letter")]
+    Region(String),
     /// Not a peer id.
     #[error("{0} is not a peer id")]
     PeerId(&'static str),

@@ -8,11 +8,13 @@
 //! - [`frame`]: the header that rides in front of a QUIC packet through a relay.
 //! - [`PacketReader`], [`PacketQueue`]: packets on a byte stream, where UDP is blocked.
 //! - [`eth`]: addresses, vouchers and channels as the contract sees them (EIP-712).
+//! - [`market`]: orders, bids, awards and leases as valid types.
 //! - [`Price`], [`Amount`], [`window_bytes`]: integers only.
 
 pub mod eth;
 pub mod frame;
 mod ids;
+pub mod market;
 mod packets;
 mod relay_budget;
 mod signed;

@@ -11,6 +11,14 @@ pub enum Topic {
     Accept,
     /// A ticket by its provider.
     Ticket,
+    /// An order by its tenant.
+    Order,
+    /// The name of an order that its tenant closed.
+    OrderClosed,
+    /// A bid by its provider.
+    Bid,
+    /// A lease by each of its parties.
+    Lease,
 }
 
 impl Topic {
@@ -19,6 +27,10 @@ impl Topic {
             Self::Terms => b"sluice terms v1",
             Self::Accept => b"sluice accept v1",
             Self::Ticket => b"sluice ticket v1",
+            Self::Order => b"sluice order v1",
+            Self::OrderClosed => b"sluice order closed v1",
+            Self::Bid => b"sluice bid v1",
+            Self::Lease => b"sluice lease v1",
         }
     }
 }

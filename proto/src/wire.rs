@@ -47,9 +47,17 @@ mod tree {
             "sluice.rendezvous.v1.rs"
         );
     }
+    pub mod market {
+        generated!(
+            /// Orders, bids, awards, leases.
+            v1,
+            "sluice.market.v1.rs"
+        );
+    }
 }
 
 pub use tree::control::v1 as control;
+pub use tree::market::v1 as market;
 pub use tree::pay::v1 as pay;
 pub use tree::rendezvous::v1 as rendezvous;
 pub use tree::session::v1 as session;

@@ -9,6 +9,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sluice-path", &["sluice-proto"]),
     ("sluice-metering", &["sluice-proto"]),
     ("sluice-settlement", &["sluice-proto"]),
+    ("sluice-market", &["sluice-proto"]),
     ("sluice-relay-core", &["sluice-proto"]),
     ("sluice-ledger", &["sluice-proto"]),
     ("sluice-chain", &["sluice-proto", "sluice-settlement"]),
@@ -47,6 +48,7 @@ const SANS_IO: &[(&str, &str)] = &[
     ("sluice-path", "crates/path"),
     ("sluice-metering", "crates/metering"),
     ("sluice-settlement", "crates/settlement"),
+    ("sluice-market", "crates/market"),
     ("sluice-relay-core", "relay/core"),
 ];
 

@@ -24,7 +24,7 @@ use sluice::wallet::Keystore;
 use sluice_ledger::{Found, Recovery, Server};
 use sluice_metering::{Payee, Payer, Statement, Terms};
 use sluice_proto::frame::{FrameType, Observe, Observed};
-use sluice_proto::wire::{self, control, pay, rendezvous, session};
+use sluice_proto::wire::{self, control, market, pay, rendezvous, session};
 use sluice_proto::{
     Amount, ChannelId, EthAddress, Invite, Keypair, LeaseId, PacketReader, Price, RelayAddr,
     ServiceName, Ticket, Topic, WalletSignature, sign, verify,
@@ -63,6 +63,10 @@ const OF_FILES: &[(&str, usize, &str)] = &[
     ("proto/src/eth.rs", 7, "ids_and_addresses"),
     ("proto/src/frame.rs", 3, "frames"),
     ("proto/src/ids.rs", 2, "ids_and_addresses"),
+    ("proto/src/market/bid.rs", 1, "tests/tests/decoders/market.rs::market_messages"),
+    ("proto/src/market/fields.rs", 3, "tests/tests/decoders/market.rs::market_messages"),
+    ("proto/src/market/lease.rs", 3, "tests/tests/decoders/market.rs::market_messages"),
+    ("proto/src/market/order.rs", 3, "tests/tests/decoders/market.rs::market_messages"),
     ("proto/src/signed.rs", 1, "signatures"),
     ("proto/src/ticket.rs", 5, "tickets"),
     ("proto/src/units.rs", 1, "ids_and_addresses"),
@@ -135,6 +139,9 @@ macro_rules! feed {
     }};
 }
 
+#[path = "decoders/market.rs"]
+mod market_messages;
+
 /// All messages of the protocol, each with its decoder.
 macro_rules! messages {
     ($($module:ident: $($name:ident)*;)*) => {
@@ -157,6 +164,8 @@ messages! {
     pay: Statement Voucher VoucherAck Claim PayDatagram Payment Terms SignedTerms ChannelBinding
         Accept Refusal;
     session: Session Hello Offer Ready Candidates Relays DirectPolicy Goodbye OpenService;
+    market: Order Service Money SignedOrder WalletProof OrderClosed Bid SignedBid SealedBid Lease
+        Signatures Award AwardAnswer AwardRefused SignedLease;
     rendezvous: Knock Welcome Ticket RelayHint SignedTicket Probe Ping Pong Use Guess Nat Trial Measure Measured;
 }
 
