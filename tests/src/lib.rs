@@ -4,6 +4,7 @@
 //! that come out at the other end and at the ledgers that are left behind.
 //!
 //! - [`Lab`]: a folder with a configuration for all roles, and the roles started in it.
+//! - [`Three`]: a relay, a provider and a tenant in it.
 //! - [`Process`]: one of them, its events, its end. It is killed when it is dropped, and the test
 //!   fails if it panicked.
 //! - [`Web`], [`Echo`]: workloads. [`content`] is what the first serves: any part of it can be made
@@ -30,6 +31,7 @@ mod lab;
 mod liar;
 mod process;
 mod program;
+mod three;
 mod web;
 
 use std::time::{Duration, Instant};
@@ -46,6 +48,7 @@ pub use lab::{Lab, Provider, RelayRole, Tenant, event_kind};
 pub use liar::{LyingHolder, LyingTenant, node, read_all, voucher_for};
 pub use process::{Account, Process};
 pub use program::sluice;
+pub use three::{Three, amount, done, last};
 pub use web::{Echo, Python, Web};
 
 /// Every wait gives up after this: long enough for a debug build on a busy machine.

@@ -10,27 +10,13 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
-use tests::{Devnet, Echo, Lab, Process, Provider, RelayRole, Tenant, sluice};
+use tests::{Devnet, Echo, Lab, Process, Three, amount, done, last, sluice};
 
 /// A tenant pays 2 base units a byte each way, so an echo costs 4.
 const PER_BYTE: u128 = 4;
-const CHUNK: usize = 32 * 1024;
-
-fn some(event: &Value, key: &str) -> Result<u128> {
-    let text = event[key].as_str().with_context(|| format!("{key} in {event}"))?;
-    Ok(text.parse()?)
-}
 
 fn text(event: &Value, key: &str) -> Result<String> {
     Ok(event[key].as_str().with_context(|| format!("{key} in {event}"))?.to_owned())
-}
-
-/// Runs a command to its end, which must be a good one.
-fn done(lab: &Lab, state: &str, args: &[&str]) -> Result<Process> {
-    let mut process = lab.run(state, args)?;
-    let status = process.wait()?;
-    ensure!(status.success(), "sluice {} failed{}", args.join(" "), process.story());
-    Ok(process)
 }
 
 /// Runs a command that must fail with all `words` in what it says.
@@ -44,47 +30,6 @@ fn fails(lab: &Lab, state: &str, args: &[&str], words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn last(process: &Process, kind: &str) -> Result<Value> {
-    process.events(kind).pop().with_context(|| format!("no {kind}{}", process.story()))
-}
-
-/// A relay, a provider of an echo and a tenant.
-struct Three {
-    relay: RelayRole,
-    provider: Provider,
-    tenant: Tenant,
-    _echo: Echo,
-}
-
-impl Three {
-    fn start(lab: &Lab) -> Result<Self> {
-        let echo = Echo::start()?;
-        let relay = lab.relay()?;
-        let provider = lab.provide(&relay, &[("echo", echo.addr())], "never")?;
-        let tenant = lab.connect(&provider.ticket, &["echo"], "never")?;
-        Ok(Self { relay, provider, tenant, _echo: echo })
-    }
-
-    /// Sends so many bytes and gets them back.
-    fn talk(&self, bytes: usize) -> Result<()> {
-        let mut tcp = TcpStream::connect(self.tenant.port("echo"))?;
-        tcp.set_read_timeout(Some(tests::PATIENCE))?;
-        let (sent, mut back) = (vec![0xA5; CHUNK], vec![0; CHUNK]);
-        for _ in 0..bytes / CHUNK {
-            tcp.write_all(&sent)?;
-            tcp.read_exact(&mut back).context("no echo")?;
-        }
-        Ok(())
-    }
-
-    fn stop(mut self) -> Result<Self> {
-        self.tenant.process.stop()?;
-        self.provider.process.stop()?;
-        self.relay.process.stop()?;
-        Ok(self)
-    }
-}
-
 #[test]
 fn running_roles_top_up_what_runs_dry_and_redeem_what_is_worth_its_fee() -> Result<()> {
     let lab = Lab::paid_with(&[
@@ -95,10 +40,10 @@ fn running_roles_top_up_what_runs_dry_and_redeem_what_is_worth_its_fee() -> Resu
     let bytes = 8 << 20;
     three.talk(bytes)?;
     let topped = three.tenant.process.event(0, "topped_up")?;
-    ensure!(some(&topped, "deposit")? <= 80_000_000, "{topped}");
+    ensure!(amount(&topped, "deposit")? <= 80_000_000, "{topped}");
     let redeemed = three.provider.process.event(0, "redeemed")?;
     ensure!(text(&redeemed, "why")?.contains("small"), "{redeemed}");
-    let (paid, fee) = (some(&redeemed, "paid")?, some(&redeemed, "fee")?);
+    let (paid, fee) = (amount(&redeemed, "paid")?, amount(&redeemed, "fee")?);
     ensure!(fee * 100 < paid, "{redeemed}: the fee is more than 1 %");
     let three = three.stop()?;
     let topped: u128 = three
@@ -106,7 +51,7 @@ fn running_roles_top_up_what_runs_dry_and_redeem_what_is_worth_its_fee() -> Resu
         .process
         .events("topped_up")
         .iter()
-        .map(|event| some(event, "more"))
+        .map(|event| amount(event, "more"))
         .sum::<Result<u128>>()?;
     ensure!(8_000_000 + topped >= bytes as u128 * PER_BYTE, "{topped} is less than was used");
     for state in ["connect", "provide", "relay"] {
@@ -127,11 +72,11 @@ fn a_deposit_that_may_not_grow_is_told_once_and_grows_by_command() -> Result<()>
     let mut tcp = TcpStream::connect(three.tenant.port("echo"))?;
     let mut writer = tcp.try_clone()?;
     let pump = std::thread::spawn(move || {
-        let mut back = vec![0; CHUNK];
+        let mut back = vec![0; Three::CHUNK];
         while writer.write_all(&back).is_ok() && tcp.read_exact(&mut back).is_ok() {}
     });
     let spent = three.tenant.process.event(0, "deposit_spent")?;
-    ensure!(some(&spent, "deposit_max")? == 8_000_000, "{spent}");
+    ensure!(amount(&spent, "deposit_max")? == 8_000_000, "{spent}");
     let channel = text(&spent, "channel")?;
     let top_up = ["channel", "top-up", &channel, "1000000"];
     fails(&lab, "connect", &top_up, &["is in use by", "stop it to top up"])?;
@@ -139,7 +84,7 @@ fn a_deposit_that_may_not_grow_is_told_once_and_grows_by_command() -> Result<()>
     ensure!(three.tenant.process.events("deposit_spent").len() == 1);
     ensure!(pump.join().is_ok());
     let topped = done(&lab, "connect", &["channel", "top-up", &channel[..12], "1000000"])?;
-    ensure!(some(&last(&topped, "topped_up")?, "deposit")? == 9_000_000);
+    ensure!(amount(&last(&topped, "topped_up")?, "deposit")? == 9_000_000);
     let nothing = ["channel", "top-up", &channel, "0"];
     fails(&lab, "connect", &nothing, &["above 0"])?;
     fails(&lab, "provide", &top_up, &["pays this node"])?;
@@ -156,11 +101,11 @@ fn vouchers_are_redeemed_when_they_are_asked_for() -> Result<()> {
     let look = tests::until("vouchers in the ledger", || {
         let look = done(&lab, "provide", &["redeem", "--dry-run", "--all"]).ok()?;
         let dry = look.events("dry_run").pop()?;
-        (some(&dry, "pays").ok()? > enough).then_some(look)
+        (amount(&dry, "pays").ok()? > enough).then_some(look)
     })?;
     let line = last(&look, "redemption")?;
     ensure!(line["decision"] == "redeem" && line["rule"] == "on_demand", "{line}");
-    ensure!(some(&line, "fee_wei")? > 0, "{line}");
+    ensure!(amount(&line, "fee_wei")? > 0, "{line}");
     let unasked = done(&lab, "provide", &["redeem", "--dry-run"])?;
     ensure!(last(&unasked, "redemption")?["decision"] == "wait");
     fails(&lab, "provide", &["redeem", "--all"], &["is in use by", "kill -USR1", "--dry-run"])?;
@@ -168,29 +113,29 @@ fn vouchers_are_redeemed_when_they_are_asked_for() -> Result<()> {
     three.provider.process.signal(Signal::USR1)?;
     let redeemed = three.provider.process.event(0, "redeemed")?;
     ensure!(redeemed["why"] == "asked for", "{redeemed}");
-    let before = some(&redeemed, "redeemed")?;
+    let before = amount(&redeemed, "redeemed")?;
     three.talk(1 << 20)?;
     three.stop()?;
 
     let channel = text(&redeemed, "channel")?;
     let by_rule = done(&lab, "provide", &["redeem"])?;
-    ensure!(some(&last(&by_rule, "redeem_done")?, "paid")? == 0, "the rule waits");
+    ensure!(amount(&last(&by_rule, "redeem_done")?, "paid")? == 0, "the rule waits");
     let stranger = format!("0x{}", "11".repeat(32));
     let unknown = ["redeem", "--channel", &stranger];
     fails(&lab, "provide", &unknown, &["--channel", &stranger, "no such channel"])?;
     let dry = done(&lab, "provide", &["redeem", "--dry-run", "--channel", &channel])?;
-    let promised = some(&last(&dry, "dry_run")?, "pays")?;
+    let promised = amount(&last(&dry, "dry_run")?, "pays")?;
     let wet = done(&lab, "provide", &["redeem", "--channel", &channel])?;
-    let paid = some(&last(&wet, "redeemed")?, "paid")?;
+    let paid = amount(&last(&wet, "redeemed")?, "paid")?;
     ensure!(paid == promised && paid > 0, "{promised} was promised, {paid} paid");
     let again = done(&lab, "provide", &["redeem", "--all"])?;
-    ensure!(some(&last(&again, "redeem_done")?, "paid")? == 0, "nothing is paid twice");
+    ensure!(amount(&last(&again, "redeem_done")?, "paid")? == 0, "nothing is paid twice");
 
     let list = done(&lab, "provide", &["channel", "list"])?;
     let channels = list.events("channel");
     let ours = channels.iter().find(|c| c["channel"] == channel.as_str()).context("our channel")?;
     ensure!(ours["side"] == "payee" && ours["status"] == "open", "{ours}");
-    ensure!(some(ours, "redeemed")? == before + paid, "{ours}");
+    ensure!(amount(ours, "redeemed")? == before + paid, "{ours}");
     ensure!(channels.iter().any(|c| c["side"] == "payer"), "and the one to the relay");
     Ok(())
 }
@@ -217,14 +162,14 @@ fn a_watchtower_saves_earnings(lab: &Lab) -> Result<()> {
     let ends = last(&saved, "channel_ends")?;
     let redeemed = last(&saved, "redeemed")?;
     ensure!(ready["channels"] == 1 && ends["channel"] == channel.as_str(), "{ready} {ends}");
-    ensure!(some(&redeemed, "paid")? == some(&ends, "unredeemed")?, "{redeemed} {ends}");
-    ensure!(some(&redeemed, "paid")? >= (1 << 20) * PER_BYTE, "{redeemed}");
+    ensure!(amount(&redeemed, "paid")? == amount(&ends, "unredeemed")?, "{redeemed} {ends}");
+    ensure!(amount(&redeemed, "paid")? >= (1 << 20) * PER_BYTE, "{redeemed}");
 
     let verified = done(lab, "provide", &["ledger", "verify"])?;
     ensure!(last(&verified, "verified")?["on_chain"] == true);
     let closed = done(lab, "provide", &["channel", "close", &channel])?;
     let closed = last(&closed, "closed")?;
-    ensure!(some(&closed, "paid")? == 0 && some(&closed, "refunded")? > 0, "{closed}");
+    ensure!(amount(&closed, "paid")? == 0 && amount(&closed, "refunded")? > 0, "{closed}");
     fails(lab, "provide", &["channel", "close", &channel], &["closed already"])
 }
 
@@ -395,9 +340,9 @@ fn a_role_pays_with_the_keystore_that_it_is_named() -> Result<()> {
     let earned = earned.context("a channel that pays")?;
     ensure!(earned["payee"] == address.as_str(), "{earned}");
     let redeemed = done(&lab, "provide", &["redeem", "--all"])?;
-    let paid = some(&last(&redeemed, "redeemed")?, "paid")?;
+    let paid = amount(&last(&redeemed, "redeemed")?, "paid")?;
     let balance = done(&lab, "provide", &["wallet", "balance"])?;
     let balance = last(&balance, "balance")?;
-    ensure!(balance["address"] == address.as_str() && some(&balance, "tokens")? > paid);
+    ensure!(balance["address"] == address.as_str() && amount(&balance, "tokens")? > paid);
     Ok(())
 }

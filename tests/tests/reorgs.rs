@@ -11,9 +11,10 @@ use sluice_chain::{ChannelState, View};
 use sluice_ledger::{ChannelRow, Edge, Role};
 use sluice_metering::Terms;
 use sluice_proto::Amount;
-use tests::{Books, DEPTH, Devnet, Echo, Lab, PATIENCE, Process, Provider, RelayRole, Tenant};
+use tests::{
+    Books, DEPTH, Devnet, Echo, Lab, PATIENCE, Process, Provider, Three, amount, done, last,
+};
 
-const CHUNK: usize = 32 * 1024;
 /// A tenant pays 2 base units a byte each way.
 const PER_BYTE: u128 = 2;
 /// Final is what is deeper than any reorganisation here.
@@ -21,50 +22,9 @@ const CONFIRMATIONS: u64 = DEPTH + 1;
 const LOOK: (&str, &str) = ("[chain]\n", "[chain]\nlook = \"1s\"\n");
 const ON_DEMAND: (&str, &str) = ("[chain]\n", "[wallet]\nredeem = \"on_demand\"\n\n[chain]\n");
 
-struct Three {
-    relay: RelayRole,
-    provider: Provider,
-    tenant: Tenant,
-    _echo: Echo,
-}
-
-impl Three {
-    fn start(lab: &Lab) -> Result<Self> {
-        let echo = Echo::start()?;
-        let relay = lab.relay()?;
-        let provider = lab.provide(&relay, &[("echo", echo.addr())], "never")?;
-        let tenant = lab.connect(&provider.ticket, &["echo"], "never")?;
-        Ok(Self { relay, provider, tenant, _echo: echo })
-    }
-
-    fn talk(&self, bytes: usize) -> Result<()> {
-        let mut tcp = TcpStream::connect(self.tenant.port("echo"))?;
-        tcp.set_read_timeout(Some(PATIENCE))?;
-        let (sent, mut back) = (vec![0xA5; CHUNK], vec![0; CHUNK]);
-        for _ in 0..bytes.div_ceil(CHUNK) {
-            tcp.write_all(&sent)?;
-            tcp.read_exact(&mut back).context("no echo")?;
-        }
-        Ok(())
-    }
-
-    fn stop(mut self) -> Result<()> {
-        self.tenant.process.stop()?;
-        self.provider.process.stop()?;
-        self.relay.process.stop()
-    }
-}
-
 /// Runs a command to its end, which must be a good one; its last event of a kind.
-fn done(lab: &Lab, state: &str, args: &[&str], kind: &str) -> Result<Value> {
-    let mut process: Process = lab.run(state, args)?;
-    ensure!(process.wait()?.success(), "sluice {}{}", args.join(" "), process.story());
-    process.events(kind).pop().with_context(|| format!("no {kind}{}", process.story()))
-}
-
-fn some(event: &Value, key: &str) -> Result<u128> {
-    let text = event[key].as_str().with_context(|| format!("{key} in {event}"))?;
-    Ok(text.parse()?)
+fn told(lab: &Lab, state: &str, args: &[&str], kind: &str) -> Result<Value> {
+    last(&done(lab, state, args)?, kind)
 }
 
 /// The one channel of a role on one side.
@@ -90,7 +50,7 @@ fn earned(lab: &Lab, state: &str) -> Result<Amount> {
 /// Both payees redeem all: the chain pays what they earned, and pays it once.
 fn all_is_paid(devnet: &Devnet, lab: &Lab) -> Result<()> {
     for state in ["provide", "relay"] {
-        done(lab, state, &["redeem", "--all"], "redeem_done")?;
+        told(lab, state, &["redeem", "--all"], "redeem_done")?;
         let row = channel(lab, state, Role::Payee)?;
         let paid = on_chain(devnet, &row, View::Latest)?.context("the channel is there")?.redeemed;
         ensure!(paid == earned(lab, state)?, "{state}: {paid} of {} was paid", earned(lab, state)?);
@@ -110,7 +70,7 @@ fn openings_that_are_undone_under_a_session_are_sent_again_and_all_is_paid() -> 
     let rows = [channel(&lab, "connect", Role::Payer)?, channel(&lab, "provide", Role::Payer)?];
     devnet.undo(mark)?;
     let again = three.tenant.process.event(0, "reopened")?;
-    ensure!(some(&again, "deposit")? == rows[0].deposit.0, "{again}");
+    ensure!(amount(&again, "deposit")? == rows[0].deposit.0, "{again}");
     // The relay may have refused the provider meanwhile, which then opens it to be taken again.
     for row in &rows {
         let state =
@@ -135,13 +95,13 @@ fn a_payer_that_is_gone_when_its_opening_is_undone_costs_its_payee_the_credit_at
     // It asks for more than is given on credit.
     let tcp = TcpStream::connect(three.tenant.port("echo"))?;
     let (mut writer, mut reader) = (tcp.try_clone()?, tcp.try_clone()?);
-    std::thread::spawn(move || while writer.write_all(&[0xA5; CHUNK]).is_ok() {});
+    std::thread::spawn(move || while writer.write_all(&[0xA5; Three::CHUNK]).is_ok() {});
     let lease = Books::look(&lab.state("connect"))?.lease(Edge::Tenant)?;
     let window = u128::from(Terms::parse(&lease.terms)?.window);
     let most = 3 * window * PER_BYTE;
     let near = Amount(most - window * PER_BYTE / 2);
     std::thread::spawn(move || {
-        let mut back = vec![0; CHUNK];
+        let mut back = vec![0; Three::CHUNK];
         while reader.read(&mut back).is_ok_and(|n| n > 0) {}
     });
     let at_the_credit = tests::until("the credit is used up", || {
@@ -156,7 +116,7 @@ fn a_payer_that_is_gone_when_its_opening_is_undone_costs_its_payee_the_credit_at
     ensure!(on_chain(&devnet, &row, View::Latest)?.is_none(), "nobody opened it again");
     three.provider.process.stop()?;
     three.relay.process.stop()?;
-    let kept = done(&lab, "provide", &["redeem", "--all"], "redemption")?;
+    let kept = told(&lab, "provide", &["redeem", "--all"], "redemption")?;
     ensure!(kept["decision"] == "wait", "{kept}");
 
     // The payer comes back: what it had signed for is good again.
@@ -167,8 +127,8 @@ fn a_payer_that_is_gone_when_its_opening_is_undone_costs_its_payee_the_credit_at
     tenant.process.stop()?;
     let Provider { mut process, .. } = provider;
     process.stop()?;
-    let paid = done(&lab, "provide", &["redeem", "--all"], "redeem_done")?;
-    ensure!(some(&paid, "paid")? >= lost.0, "{paid} of {lost}");
+    let paid = told(&lab, "provide", &["redeem", "--all"], "redeem_done")?;
+    ensure!(amount(&paid, "paid")? >= lost.0, "{paid} of {lost}");
     Ok(())
 }
 
@@ -228,44 +188,44 @@ fn redemptions_and_closes_that_are_undone_are_done_again_and_pay_once() -> Resul
     // The payer starts to close.
     let mark = devnet.block()?;
     let close = ["channel", "close", id.as_str()];
-    done(&lab, "connect", &close, "closing")?;
+    told(&lab, "connect", &close, "closing")?;
     devnet.undo(mark)?;
     ensure!(state(View::Latest)?.closing_at_unix_s.is_none(), "that was undone");
-    let closing = done(&lab, "connect", &close, "closing")?;
+    let closing = told(&lab, "connect", &close, "closing")?;
     ensure!(closing["closes_at_unix_s"].as_u64() == state(View::Latest)?.closing_at_unix_s);
 
     // The payee redeems.
     let mark = devnet.block()?;
     let redeem = ["redeem", "--channel", id.as_str()];
-    ensure!(some(&done(&lab, "provide", &redeem, "redeemed")?, "paid")? == due.0);
+    ensure!(amount(&told(&lab, "provide", &redeem, "redeemed")?, "paid")? == due.0);
     devnet.undo(mark)?;
     ensure!(state(View::Latest)?.redeemed == Amount(0), "that was undone");
-    ensure!(some(&done(&lab, "provide", &redeem, "redeemed")?, "paid")? == due.0);
+    ensure!(amount(&told(&lab, "provide", &redeem, "redeemed")?, "paid")? == due.0);
     devnet.mine(CONFIRMATIONS)?;
     ensure!(state(View::Final)?.redeemed == due, "it was paid once");
 
     // The payer gets back the rest.
     devnet.block_on(devnet.chain().advance_dev(72 * 3600))?;
     let mark = devnet.block()?;
-    let refunded = done(&lab, "connect", &close, "refunded")?;
-    ensure!(some(&refunded, "refunded")? == ours.deposit.0 - due.0, "{refunded}");
+    let refunded = told(&lab, "connect", &close, "refunded")?;
+    ensure!(amount(&refunded, "refunded")? == ours.deposit.0 - due.0, "{refunded}");
     devnet.undo(mark)?;
     ensure!(!state(View::Latest)?.closed, "that was undone");
-    let refunded = done(&lab, "connect", &close, "refunded")?;
-    ensure!(some(&refunded, "refunded")? == ours.deposit.0 - due.0, "{refunded}");
+    let refunded = told(&lab, "connect", &close, "refunded")?;
+    ensure!(amount(&refunded, "refunded")? == ours.deposit.0 - due.0, "{refunded}");
 
     // The relay closes at once, with its voucher.
     let theirs = channel(&lab, "relay", Role::Payee)?;
     let (id, due) = (theirs.id.to_string(), earned(&lab, "relay")?);
     let close = ["channel", "close", id.as_str()];
     let mark = devnet.block()?;
-    ensure!(some(&done(&lab, "relay", &close, "closed")?, "paid")? == due.0);
+    ensure!(amount(&told(&lab, "relay", &close, "closed")?, "paid")? == due.0);
     devnet.undo(mark)?;
     let now = on_chain(&devnet, &theirs, View::Latest)?.context("the channel is there")?;
     ensure!(!now.closed && now.redeemed == Amount(0), "that was undone");
-    let closed = done(&lab, "relay", &close, "closed")?;
-    ensure!(some(&closed, "paid")? == due.0, "{closed}");
-    ensure!(some(&closed, "refunded")? == theirs.deposit.0 - due.0, "{closed}");
+    let closed = told(&lab, "relay", &close, "closed")?;
+    ensure!(amount(&closed, "paid")? == due.0, "{closed}");
+    ensure!(amount(&closed, "refunded")? == theirs.deposit.0 - due.0, "{closed}");
     devnet.mine(CONFIRMATIONS)?;
     let held = devnet.block_on(devnet.chain().token_balance(devnet.chain().domain().contract))?;
     ensure!(held == Amount(0), "{held} is left in the contract");

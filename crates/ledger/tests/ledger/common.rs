@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use prost::Message;
-use sluice_ledger::{ChannelRow, ChannelStatus, Edge, LeaseRow, Role, StoredVoucher};
+use sluice_ledger::{ChannelRow, ChannelStatus, Edge, LeaseRow, Ledger, Role, StoredVoucher};
 use sluice_proto::wire::pay;
 use sluice_proto::{Amount, ChannelId, ChannelKey, Domain, EthAddress, Keypair, LeaseId, PeerId};
 
@@ -88,4 +88,17 @@ pub(crate) fn worth(
         },
         session: 1,
     }
+}
+
+/// What the fixtures of schema 1 were filled with.
+pub(crate) async fn holds_what_schema_1_held(ledger: &Ledger) {
+    assert_eq!(ledger.lease(LEASE).await, Ok(Some(lease(LEASE, Role::Payee))));
+    assert_eq!(ledger.newest_earned(LEASE).await, Ok(Some(voucher(LEASE, 5))));
+    assert_eq!(ledger.vouchers(LEASE, Role::Payee).await.expect("reads").len(), 2);
+    let row = channel(Role::Payee);
+    assert_eq!(ledger.channel(row.id).await, Ok(Some(row.clone())));
+    assert_eq!(ledger.redemptions(row.id).await.expect("reads").len(), 1);
+    assert_eq!(ledger.knock_timestamp(peer(7)).await, Ok(12));
+    let given = ledger.starter_given(peer(7), "192.0.2.0/24".to_owned(), 3).await;
+    assert_eq!(given.map(|g| g.in_month), Ok(1_000));
 }

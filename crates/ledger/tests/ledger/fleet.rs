@@ -10,7 +10,7 @@ use sluice_proto::{Amount, EthAddress};
 use tokio::sync::Mutex;
 use tokio_postgres::Client;
 
-use crate::common::{LEASE, channel, lease, peer, voucher, worth};
+use crate::common::{LEASE, channel, holds_what_schema_1_held, lease, peer, voucher, worth};
 use crate::server::PostgresServer;
 
 /// The server of those tests that run at a time.
@@ -225,15 +225,7 @@ async fn a_ledger_of_schema_1_opens_with_all_that_it_holds() {
     let client = place.client().await;
     client.batch_execute(include_str!("../fixtures/postgres_v1.sql")).await.expect("loads");
     let ledger = place.open().await;
-    assert_eq!(ledger.lease(LEASE).await, Ok(Some(lease(LEASE, Role::Payee))));
-    assert_eq!(ledger.newest_earned(LEASE).await, Ok(Some(voucher(LEASE, 5))));
-    assert_eq!(ledger.vouchers(LEASE, Role::Payee).await.expect("reads").len(), 2);
-    let row = channel(Role::Payee);
-    assert_eq!(ledger.channel(row.id).await, Ok(Some(row.clone())));
-    assert_eq!(ledger.redemptions(row.id).await.expect("reads").len(), 1);
-    assert_eq!(ledger.knock_timestamp(peer(7)).await, Ok(12));
-    let given = ledger.starter_given(peer(7), "192.0.2.0/24".to_owned(), 3).await;
-    assert_eq!(given.map(|g| g.in_month), Ok(1_000));
+    holds_what_schema_1_held(&ledger).await;
     ledger.record_earned(voucher(LEASE, 6)).await.expect("was its own");
 }
 
