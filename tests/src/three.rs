@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::{Echo, Lab, PATIENCE, Process, Provider, RelayRole, Tenant};
 
+#[derive(Debug)]
 /// A relay, a provider of an echo and a tenant, who meet on the relay alone.
 pub struct Three {
     /// The relay.

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
-use tests::{Devnet, Echo, Lab, Process, Three, amount, done, last, sluice};
+use tests::{Devnet, Lab, Process, Three, amount, done, last, sluice};
 
 /// A tenant pays 2 base units a byte each way, so an echo costs 4.
 const PER_BYTE: u128 = 4;

@@ -11,9 +11,7 @@ use sluice_chain::{ChannelState, View};
 use sluice_ledger::{ChannelRow, Edge, Role};
 use sluice_metering::Terms;
 use sluice_proto::Amount;
-use tests::{
-    Books, DEPTH, Devnet, Echo, Lab, PATIENCE, Process, Provider, Three, amount, done, last,
-};
+use tests::{Books, DEPTH, Devnet, Echo, Lab, Provider, Three, amount, done, last};
 
 /// A tenant pays 2 base units a byte each way.
 const PER_BYTE: u128 = 2;

@@ -7,7 +7,7 @@ use sluice_ledger::{Health, Ledger, LedgerError, Role, SCHEMA_VERSION};
 use sluice_proto::LeaseId;
 use tempfile::TempDir;
 
-use crate::common::{LEASE, channel, holds_what_schema_1_held, lease, peer, voucher};
+use crate::common::{LEASE, holds_what_schema_1_held, lease, voucher};
 
 /// Where a ledger is made for a test that is the same on a server.
 pub(crate) struct Place(TempDir);

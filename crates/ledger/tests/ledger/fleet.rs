@@ -10,7 +10,7 @@ use sluice_proto::{Amount, EthAddress};
 use tokio::sync::Mutex;
 use tokio_postgres::Client;
 
-use crate::common::{LEASE, channel, holds_what_schema_1_held, lease, peer, voucher, worth};
+use crate::common::{LEASE, channel, holds_what_schema_1_held, lease, voucher, worth};
 use crate::server::PostgresServer;
 
 /// The server of those tests that run at a time.
