@@ -36,6 +36,7 @@
 
 mod channel;
 mod counts;
+mod debt;
 mod desk;
 mod gate;
 mod grant;
@@ -53,6 +54,7 @@ mod voucher;
 
 pub use channel::{Channel, Purse, show_channel};
 pub use counts::{Counts, Direction, StreamIndex};
+pub use debt::Debt;
 pub use gate::{Gate, Permit, Reason};
 pub use grant::{
     GRANT_BASE, GRANT_PACKET_MIN, GRANT_PER_SENT, RECEIVE_WINDOW_BASE, counted_as_sent,

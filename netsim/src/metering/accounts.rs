@@ -230,7 +230,7 @@ impl World {
                 RelayMeterEvent::Stale | RelayMeterEvent::Unpaid | RelayMeterEvent::Paid => {}
             }
         }
-        process.set_alarm();
+        process.set_limits(now);
         let speaks = process.speaks_on == self.holders[i].next_flow();
         if self.relays[i].writing.is_empty()
             && let Some((seq, record)) =

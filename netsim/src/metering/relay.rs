@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use sluice_metering::{
-    Channel, Counts, HolderMeter, RelayBudget, RelayFlow, RelayMeter, Terms, VoucherRecord,
+    Channel, Counts, Debt, HolderMeter, RelayBudget, RelayFlow, RelayMeter, Terms, VoucherRecord,
     grant_limit,
 };
 use sluice_proto::FlowId;
@@ -62,8 +62,9 @@ pub(super) struct Process {
     /// Forwarded since the process began, and when the account did.
     totals: Counts,
     start: Counts,
-    paid_at_start: Counts,
-    debt: u64,
+    debt: Option<Debt>,
+    /// What may be forwarded since the account began, as it was when it was last asked.
+    limit: u64,
     grant: Grant,
     trickle: Trickle,
     seen: BTreeSet<u64>,
@@ -88,8 +89,8 @@ impl Process {
             flow: None,
             totals: Counts::default(),
             start: Counts::default(),
-            paid_at_start: Counts::default(),
-            debt: 0,
+            debt: None,
+            limit: 0,
             grant: Grant::default(),
             trickle: Trickle { tokens: TRICKLE_MAX, at: now },
             seen: BTreeSet::new(),
@@ -109,14 +110,13 @@ impl Process {
         Counts { up: totals.up - start.up, down: totals.down - start.down }
     }
 
-    fn debt(&self) -> u64 {
+    fn debt(&self, now: Instant) -> u64 {
         let paid = self.meter.as_ref().map_or(Counts::default(), RelayMeter::paid);
-        self.debt.saturating_sub(paid.since(self.paid_at_start))
+        self.debt.map_or(0, |debt| debt.left(paid, now))
     }
 
     fn has_room(&self, bytes: u64) -> bool {
-        let limit = self.meter.as_ref().map_or(0, RelayMeter::limit).saturating_sub(self.debt());
-        self.since_start().total() + bytes <= limit
+        self.since_start().total() + bytes <= self.limit
     }
 
     /// Reports what was forwarded.
@@ -132,11 +132,11 @@ impl Process {
         (std::mem::replace(&mut self.alarmed, false), std::mem::replace(&mut self.held, false))
     }
 
-    /// The account was asked and drained: when it wants to hear again.
-    pub(super) fn set_alarm(&mut self) {
+    /// The account was asked and drained: what it allows, and when it wants to hear again.
+    pub(super) fn set_limits(&mut self, now: Instant) {
         let meter = self.meter.as_ref();
-        self.alarm =
-            meter.map_or(u64::MAX, |m| m.alarm().min(m.limit().saturating_sub(self.debt())));
+        self.limit = meter.map_or(0, RelayMeter::limit).saturating_sub(self.debt(now));
+        self.alarm = meter.map_or(u64::MAX, |m| m.alarm().min(self.limit));
         self.held_told &= !self.has_room(1);
     }
 
@@ -254,12 +254,12 @@ impl Relay {
             meter = new(Some(record));
         }
         process.report(now);
-        process.debt = process
+        let owed = process
             .meter
             .as_ref()
-            .map_or(0, |old| old.counts().since(meter.paid()).saturating_add(process.debt()));
+            .map_or(0, |old| old.counts().since(meter.paid()).saturating_add(process.debt(now)));
+        process.debt = Some(Debt::new(owed, now, meter.paid()));
         self.books.resume(meter.paid())?;
-        process.paid_at_start = meter.paid();
         process.start = process.totals;
         process.grant = Grant::default();
         process.flow = Some((flow, 0));

@@ -329,11 +329,13 @@ impl Shared {
         }
         let meter = RelayMeter::new(terms.clone(), channel, starter_left, resumed.newest);
         self.meter(&peer, |_, _| {});
-        let debt = self.meters.debt(&peer, meter.paid(), self.desk.now());
-        let room = meter.limit().saturating_sub(debt);
+        let now = self.desk.now();
+        let debt = self.meters.debt(&peer, meter.paid(), now);
+        let owed = debt.left(meter.paid(), now);
+        let room = meter.limit().saturating_sub(owed);
         let Some((account, start)) = self.reserve(leg, &terms, Some(room)) else { return Ok(()) };
         tracing::info!(
-            holder = %peer, lease = %terms.lease, starter_left, debt,
+            holder = %peer, lease = %terms.lease, starter_left, owed,
             channel = channel.map(|c| tracing::field::display(c.id)), "a reservation stands",
         );
         let starter = StarterPlace { prefix, left: starter_left };

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sluice_ledger::StoredVoucher;
-use sluice_metering::{Counts, Lie, RelayMeter, RelayMeterEvent, Terms, VoucherRecord};
+use sluice_metering::{Counts, Debt, Lie, RelayMeter, RelayMeterEvent, Terms, VoucherRecord};
 use sluice_proto::{Amount, LeaseId, PeerId};
 use sluice_relay_core::{Account, AccountTotals, LegId};
 use tokio::sync::Notify;
@@ -19,8 +19,7 @@ use crate::shared::Shared;
 
 /// A channel whose deposit seems exceeded is read again at most this often.
 const READ_AGAIN: Duration = Duration::from_secs(1);
-/// Bytes that a holder left unpaid are held against it for this long, or until it paid as many:
-/// coming back does not renew the window.
+/// What a holder that left owes is remembered for this long.
 const DEBT_TTL: Duration = Duration::from_secs(3600);
 /// Holders whose debts are remembered.
 const DEBTS_MAX: usize = 65_536;
@@ -63,7 +62,7 @@ pub(crate) struct NewMeter {
     pub(crate) start: AccountTotals,
     pub(crate) starter: StarterPlace,
     pub(crate) shown: Option<Shown>,
-    pub(crate) debt: u64,
+    pub(crate) debt: Debt,
     /// The control connection that the terms were accepted on. The account speaks on no other: a
     /// holder that came back counts anew once it accepted, and would find these claims too high.
     pub(crate) leg: LegId,
@@ -95,19 +94,18 @@ impl Meter {
         self.new.start.up.saturating_add(self.new.start.down)
     }
 
-    fn debt(&self) -> u64 {
-        let paid = self.new.meter.paid().since(self.paid_at_start);
-        self.new.debt.saturating_sub(paid)
+    fn debt(&self, now: Instant) -> u64 {
+        self.new.debt.left(self.new.meter.paid(), now)
     }
 
     /// The limit for the forwarding path, in its counts.
-    fn limit(&self) -> u64 {
-        let room = self.new.meter.limit().saturating_sub(self.debt());
+    fn limit(&self, now: Instant) -> u64 {
+        let room = self.new.meter.limit().saturating_sub(self.debt(now));
         self.start_total().saturating_add(room)
     }
 
     fn alarm(&self) -> u64 {
-        self.start_total().saturating_add(self.new.meter.alarm()).min(self.limit())
+        self.start_total().saturating_add(self.new.meter.alarm()).min(self.limit)
     }
 
     fn stats(&self, holder: PeerId) -> MeterStats {
@@ -140,7 +138,7 @@ struct Todo {
 #[derive(Default)]
 pub(crate) struct Meters {
     meters: Mutex<BTreeMap<PeerId, Arc<Mutex<Meter>>>>,
-    debts: Mutex<BTreeMap<PeerId, (u64, Instant)>>,
+    debts: Mutex<BTreeMap<PeerId, (Debt, Instant)>>,
     due: Mutex<BTreeSet<(Instant, PeerId)>>,
     notify: Notify,
 }
@@ -183,18 +181,21 @@ impl Meters {
     }
 
     /// Takes what a holder left unpaid before: what its newest voucher does not cover.
-    pub(crate) fn debt(&self, peer: &PeerId, newest: Counts, now: Instant) -> u64 {
-        if let Some(meter) = self.get(peer) {
+    pub(crate) fn debt(&self, peer: &PeerId, newest: Counts, now: Instant) -> Debt {
+        let bytes = if let Some(meter) = self.get(peer) {
             let meter = meter.lock();
             let unpaid = meter.new.meter.counts().since(newest);
             let unpaid = unpaid.saturating_sub(meter.new.meter.starter_used());
-            return unpaid.saturating_add(meter.debt());
-        }
-        let mut debts = self.debts.lock();
-        match debts.remove(peer) {
-            Some((bytes, at)) if now.saturating_duration_since(at) < DEBT_TTL => bytes,
-            _ => 0,
-        }
+            unpaid.saturating_add(meter.debt(now))
+        } else {
+            match self.debts.lock().remove(peer) {
+                Some((debt, at)) if now.saturating_duration_since(at) < DEBT_TTL => {
+                    debt.left(Counts::default(), now)
+                }
+                _ => 0,
+            }
+        };
+        Debt::new(bytes, now, newest)
     }
 
     fn remember_debt(&self, peer: PeerId, bytes: u64, now: Instant) {
@@ -206,7 +207,7 @@ impl Meters {
             debts.retain(|_, (_, at)| now.saturating_duration_since(*at) < DEBT_TTL);
         }
         if debts.len() < DEBTS_MAX {
-            debts.insert(peer, (bytes, now));
+            debts.insert(peer, (Debt::new(bytes, now, Counts::default()), now));
         }
     }
 
@@ -261,8 +262,8 @@ impl Shared {
             self.meters.due.lock().remove(&(due, *peer));
         }
         let unpaid = meter.new.meter.unpaid().saturating_sub(meter.new.meter.starter_used());
-        let debt = unpaid.saturating_add(meter.debt());
-        self.meters.remember_debt(*peer, debt, self.desk.now());
+        let now = self.desk.now();
+        self.meters.remember_debt(*peer, unpaid.saturating_add(meter.debt(now)), now);
         let stats = meter.stats(*peer);
         tracing::info!(
             holder = %peer, lease = %stats.lease, paid = stats.paid.total(),
@@ -320,7 +321,7 @@ impl Shared {
             change(&mut meter.new.meter, now);
             take_events(peer, &mut meter, &mut todo, now);
             todo.datagrams.extend(std::iter::from_fn(|| meter.new.meter.poll_transmit(now)));
-            let limit = meter.limit();
+            let limit = meter.limit(now);
             todo.limit = (limit != meter.limit).then_some(limit);
             meter.limit = limit;
             let used = meter.new.meter.starter_used();

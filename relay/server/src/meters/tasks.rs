@@ -172,7 +172,7 @@ impl Shared {
     fn look_over(self: &Arc<Self>) {
         let now = self.desk.now();
         for (peer, entry) in self.meters.all() {
-            let (moved, read) = {
+            let (changed, read) = {
                 let mut meter = entry.lock();
                 let reported = meter.new.meter.counts().total();
                 let total = meter.new.account.total();
@@ -187,9 +187,10 @@ impl Shared {
                 if read {
                     (meter.read_at, meter.read_total) = (Some(now), total);
                 }
-                (moved, read)
+                // Time forgives debts.
+                (moved || meter.debt(now) > 0, read)
             };
-            if moved {
+            if changed {
                 self.meter(&peer, |_, _| {});
             }
             if read {
