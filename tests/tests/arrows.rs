@@ -13,6 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sluice-relay-core", &["sluice-proto"]),
     ("sluice-ledger", &["sluice-proto"]),
     ("sluice-chain", &["sluice-proto", "sluice-settlement"]),
+    ("sluice-mesh", &["sluice-proto"]),
     ("sluice-transport", &["sluice-path", "sluice-proto"]),
     ("sluice-tunnel", &["sluice-metering", "sluice-proto", "sluice-transport"]),
     (
@@ -31,6 +32,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "sluice-chain",
             "sluice-ledger",
+            "sluice-mesh",
             "sluice-metering",
             "sluice-path",
             "sluice-proto",

@@ -41,6 +41,7 @@ mod addresses;
 mod clock;
 mod connection_ids;
 mod epoch;
+mod keys;
 mod knock;
 mod leg;
 mod link;
@@ -63,6 +64,7 @@ mod tls;
 
 pub use clock::{Clock, Elapsed};
 pub use connection_ids::ConnectionIds;
+pub use keys::{ResetKey, TokenKey};
 pub use knock::{NoiseKeys, RendezvousError};
 pub use link::{LinkEvent, LinkState, RelayLink};
 pub use messages::{MessageError, MessageReader, send_message};

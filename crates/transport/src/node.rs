@@ -9,7 +9,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::hmac;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use quinn::crypto::rustls::QuicServerConfig;
@@ -19,6 +18,7 @@ use sluice_proto::{Keypair, PeerId, RelayAddr, RelayFlow, Ticket};
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::connection_ids::ConnectionIds;
+use crate::keys::ResetKey;
 use crate::knock::{Door, NoiseKeys, Timestamps};
 use crate::link::{self, LinkEvent, RelayLink};
 use crate::peer::{Command, Peer, RelayedPath, Route};
@@ -210,7 +210,7 @@ impl Node {
             .incoming_buffer_size(INCOMING_BUFFER)
             .incoming_buffer_size_total(INCOMING_BUFFERS)
             .time_source(config.clock.time_source());
-        let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &config.reset_key);
+        let reset_key = ResetKey::new(&config.reset_key);
         let mut endpoint_config = quinn::EndpointConfig::new(Arc::new(reset_key));
         // The first byte must tell frames and QUIC apart (RFC 9287 would clear the fixed bit).
         let ids_key = (config.random.number(), config.random.number());

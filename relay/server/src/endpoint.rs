@@ -7,14 +7,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use aws_lc_rs::{hkdf, hmac};
+use aws_lc_rs::hmac;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, EndpointConfig, ServerConfig, TransportConfig, UdpPoller, VarInt};
 use sluice_proto::{ALPN_RELAY, Keypair};
 use sluice_relay_core::{Limits, ReturnAddress, StreamId};
-use sluice_transport::ConnectionIds;
+use sluice_transport::{ConnectionIds, ResetKey, TokenKey};
 
 use crate::config::{RelayConfig, RelayError};
 use crate::sockets::RelaySocket;
@@ -165,22 +165,23 @@ pub(crate) fn start(
     socket: Arc<QuicQueue>,
     config: &RelayConfig,
 ) -> Result<quinn::Endpoint, RelayError> {
-    let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &config.reset_key);
+    let secret = hmac::Key::new(hmac::HMAC_SHA256, &config.reset_key);
     // A reset is sent only for connection ids that are our own: after a restart too.
-    let derived = hmac::sign(&reset_key, b"sluice connection ids");
+    let derived = hmac::sign(&secret, b"sluice connection ids");
     let word = |at: usize| {
         u64::from_be_bytes(derived.as_ref()[at..at + 8].try_into().expect("8 of 32 bytes"))
     };
     let ids = ConnectionIds::<ID_NONCE>::new((word(0), word(8)), config.random.clone());
-    let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
+    let reset_key = Arc::new(ResetKey::new(&config.reset_key));
+    let mut endpoint = EndpointConfig::new(reset_key);
     endpoint
         .grease_quic_bit(false)
         .rng_seed(Some(config.random.bytes()))
         .cid_generator(move || Box::new(ids.clone()));
     let mut server = server_config(&config.keypair, &config.limits)?;
     // A client that holds a Retry's token goes on with it after a restart.
-    let tokens = hkdf::Salt::new(hkdf::HKDF_SHA256, b"sluice retry tokens");
-    server.token_key(Arc::new(tokens.extract(&config.reset_key)));
+    let tokens = TokenKey::new(b"sluice retry tokens", &config.reset_key);
+    server.token_key(Arc::new(tokens));
     server.time_source(config.clock.time_source());
     let runtime = config.clock.runtime();
     quinn::Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)

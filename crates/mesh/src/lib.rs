@@ -1,0 +1,1 @@
+//! The mesh: how nodes find one another, with nobody in the middle.
