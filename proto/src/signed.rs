@@ -19,6 +19,8 @@ pub enum Topic {
     Bid,
     /// A lease by each of its parties.
     Lease,
+    /// A record by its node.
+    Record,
 }
 
 impl Topic {
@@ -31,6 +33,7 @@ impl Topic {
             Self::OrderClosed => b"sluice order closed v1",
             Self::Bid => b"sluice bid v1",
             Self::Lease => b"sluice lease v1",
+            Self::Record => b"sluice record v1",
         }
     }
 }

@@ -18,7 +18,7 @@ const PREFIX: &str = "sluice1";
 /// Longest ticket that is looked at: 8 relays and 64 services of the longest names are less.
 const TICKET_MAX: usize = 5120;
 /// Most relays that are read from a ticket.
-const RELAYS_MAX: usize = 8;
+pub(crate) const RELAYS_MAX: usize = 8;
 
 /// Why text is not a ticket, or not one that can be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -192,7 +192,7 @@ pub fn decode_relays(hints: &[rendezvous::RelayHint]) -> Vec<RelayAddr> {
     hints.iter().take(RELAYS_MAX).filter_map(decode_relay).collect()
 }
 
-fn encode_relay(relay: &RelayAddr) -> rendezvous::RelayHint {
+pub(crate) fn encode_relay(relay: &RelayAddr) -> rendezvous::RelayHint {
     rendezvous::RelayHint {
         peer: relay.peer.to_bytes().into(),
         address: wire::encode_addr(relay.addr),
@@ -200,7 +200,7 @@ fn encode_relay(relay: &RelayAddr) -> rendezvous::RelayHint {
     }
 }
 
-fn decode_relay(hint: &rendezvous::RelayHint) -> Option<RelayAddr> {
+pub(crate) fn decode_relay(hint: &rendezvous::RelayHint) -> Option<RelayAddr> {
     // A port that cannot be is none: UDP may still work.
     let tcp = u16::try_from(hint.tcp_port).ok().and_then(NonZeroU16::new);
     Some(RelayAddr::new(peer(&hint.peer).ok()?, wire::decode_addr(&hint.address)?).with_tcp(tcp))

@@ -40,6 +40,13 @@ mod tree {
             "sluice.session.v1.rs"
         );
     }
+    pub mod record {
+        generated!(
+            /// Records.
+            v1,
+            "sluice.record.v1.rs"
+        );
+    }
     pub mod rendezvous {
         generated!(
             /// Rendezvous, tickets, probes.
@@ -59,6 +66,7 @@ mod tree {
 pub use tree::control::v1 as control;
 pub use tree::market::v1 as market;
 pub use tree::pay::v1 as pay;
+pub use tree::record::v1 as record;
 pub use tree::rendezvous::v1 as rendezvous;
 pub use tree::session::v1 as session;
 

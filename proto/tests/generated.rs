@@ -7,7 +7,14 @@ use std::path::Path;
 #[test]
 fn generated_code_is_what_the_proto_files_give() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let files = ["pay.proto", "control.proto", "session.proto", "rendezvous.proto", "market.proto"];
+    let files = [
+        "pay.proto",
+        "control.proto",
+        "session.proto",
+        "rendezvous.proto",
+        "market.proto",
+        "record.proto",
+    ];
     let set = protox::compile(files, [root.join("proto")]).expect("the .proto files compile");
     let out = std::env::temp_dir().join(format!("sluice-proto-{}", std::process::id()));
     std::fs::create_dir_all(&out).expect("a temporary folder");
@@ -16,7 +23,7 @@ fn generated_code_is_what_the_proto_files_give() {
         .out_dir(&out)
         .compile_fds(set)
         .expect("code is generated");
-    for package in ["pay", "control", "session", "rendezvous", "market"] {
+    for package in ["pay", "control", "session", "rendezvous", "market", "record"] {
         let name = format!("sluice.{package}.v1.rs");
         let fresh = std::fs::read_to_string(out.join(&name)).expect("generated file");
         let committed = root.join("src/generated").join(&name);

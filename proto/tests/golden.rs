@@ -4,15 +4,19 @@
 //! secp256k1 with RFC 6979, SipHash-2-4, base 58 and protobuf encoding, and the Ed25519 of a
 //! library that nothing here uses. A change that needs a vector changed breaks every peer.
 
+use std::num::NonZeroU16;
+
 use bytes::Bytes;
 use prost::Message;
 use sluice_proto::eth::keccak256;
 use sluice_proto::frame::{self, FrameKey, FrameType, HEADER_LEN, Header, Observe, Observed};
+use sluice_proto::record::{ProviderEntry, RelayEntry, ServiceKind};
 use sluice_proto::wire::control::{self, Control, control::Kind};
 use sluice_proto::wire::pay;
 use sluice_proto::{
-    Amount, ChannelId, ChannelKey, Domain, EthAddress, FlowId, Invite, Keypair, RelayAddr,
-    ServiceName, Ticket, Topic, Voucher, WalletKey, WalletSignature, sign, verify,
+    Amount, ChannelId, ChannelKey, Domain, EthAddress, FlowId, Invite, Keypair, Price, Record,
+    RelayAddr, ServiceName, SignedRecord, Ticket, Topic, Voucher, WalletKey, WalletSignature, sign,
+    verify,
 };
 
 /// Address of the wallet key.
@@ -94,6 +98,18 @@ const TICKET: &str = "\
     VmoBN34sqPocaFmuWWB8t1TfXCnohEpKzeMBQAN3RNwvxV4pNfLaWwWe4GagSsSv7uSsPduvau7GRRSuXVxafbXu\
     CUZAfATomBdarYzKLFUvGTwV1hLgLzkF4wGNianjN7obzM6kY3rpRKGzLRA4DMp3M4ju7uREPo3LLdLo4BFt7pFw\
     SG4yi8TPgK5xXWSnf5FYAkRDUqPMcwQWYPeFV2Pvco6PpXU7wxdvLmw3Lqpfvmyt4wFV7";
+
+/// A signed record of a provider that is a relay too.
+const RECORD: &str = "\
+    0abb0208011226002408011220ed4928c628d1c2c6eae90338905995612959273a5c63f93636c14614ac8737\
+    d118fbf38ebeb1342080a4a7da062a2052525252525252525252525252525252525252525252525252525252\
+    52525252320804c00002010611d63a720a070a0377656210010a070a03646e73100212330a26002408011220\
+    ca93ac1705187071d67b83c7ff0efe8108e8ec4530575d7726879333dbdabe7c1206c0000201115118bb031a\
+    1000000000000000000000000000000007221000000000000000000de0b6b3a76400002a0561616161614262\
+    0a3c0a26002408011220ed4928c628d1c2c6eae90338905995612959273a5c63f93636c14614ac8737d11212\
+    20010db800000000000000000000000101bb1210000000000000000000000000000000001a10000000000000\
+    000000000000000000031240af53027077d61100f051883e4b28114b71fbb0752f0d00677449f8d684d4951e\
+    815ca8279fa36187ef00f1d297d7cafd9edb7b24ec9775ae0dcac96966ca4807";
 
 /// A data frame.
 const FRAME_DATA: &str = "\
@@ -272,6 +288,35 @@ fn a_ticket_reads_as_it_was_written_elsewhere() {
     };
     assert_eq!(ticket.encode(&provider()), TICKET);
     assert_eq!(Ticket::decode(TICKET, EXPIRES), Ok(ticket));
+}
+
+#[test]
+fn a_record_reads_as_it_was_written_elsewhere() {
+    let address = |key: &Keypair, addr: &str| {
+        RelayAddr::new(key.public().to_peer_id(), addr.parse().expect("an address"))
+    };
+    let name = |name| ServiceName::parse(name).expect("a name");
+    let record = Record {
+        peer: provider().public().to_peer_id(),
+        sequence: 1_799_990_000_123,
+        expires_unix_s: EXPIRES,
+        noise_key: [0x52; 32],
+        mesh: vec![Bytes::from_static(&[4, 192, 0, 2, 1, 6, 0x11, 0xD6])],
+        provider: Some(ProviderEntry {
+            services: vec![(name("web"), ServiceKind::Tcp), (name("dns"), ServiceKind::Udp)],
+            relays: vec![address(&tenant(), "192.0.2.1:4433").with_tcp(NonZeroU16::new(443))],
+            price: Price { up: 7, down: 10_u128.pow(18) },
+            certificate: Bytes::from_static(&[0x61; 5]),
+        }),
+        relay: Some(RelayEntry {
+            addresses: vec![address(&provider(), "[2001:db8::1]:443")],
+            price: Price { up: 0, down: 3 },
+        }),
+    };
+    let signed = SignedRecord::sign(&record, &provider()).expect("it is within the bounds");
+    assert_eq!(hex::encode(signed.encode()), RECORD);
+    let bytes = Bytes::from(hex::decode(RECORD).expect("hex"));
+    assert_eq!(SignedRecord::decode(bytes), Ok(signed));
 }
 
 #[test]
