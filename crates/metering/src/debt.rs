@@ -4,16 +4,20 @@ use std::time::Instant;
 
 use crate::Counts;
 
-/// Forgiven each second: an eighth of the 16 kbit/s that a relay forwards unpaid anyhow.
-const FORGIVEN_PER_S: u128 = 256;
+/// Bytes that are forgiven at a time: a frame of the largest size.
+const STEP: u64 = 1_500;
+/// How often, in seconds: 2 kbit/s, an eighth of what a relay forwards unpaid anyhow.
+const STEP_EVERY_S: u64 = 6;
 
 /// Bytes that a relay forwarded under an account that ended, and that no voucher covers. They stand
 /// against the window of the account that follows, so that coming back does not renew it.
 ///
 /// The holder cannot pay for them: it counts anew. But paying for as many others makes up for them;
 /// and since a debt as large as the window leaves nothing that could be forwarded and paid, it is
-/// forgiven little by little. The first packets that fit are paid for, which makes room for twice as
-/// many: some ten vouchers later an honest holder has its whole window.
+/// forgiven little by little, out of the 16 kbit/s that a relay forwards unpaid: while something is
+/// owed, the trickle is an eighth smaller, so that who never pays gets no byte more. The first frame
+/// that fits is paid for, which makes room for two: some ten vouchers later an honest holder has its
+/// whole window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Debt {
     bytes: u64,
@@ -32,8 +36,7 @@ impl Debt {
     #[must_use]
     pub fn left(&self, paid: Counts, now: Instant) -> u64 {
         let age = now.saturating_duration_since(self.since);
-        let forgiven = FORGIVEN_PER_S.saturating_mul(age.as_millis()) / 1_000;
-        let forgiven = u64::try_from(forgiven).unwrap_or(u64::MAX);
+        let forgiven = (age.as_secs() / STEP_EVERY_S).saturating_mul(STEP);
         self.bytes.saturating_sub(paid.since(self.paid)).saturating_sub(forgiven)
     }
 }
@@ -61,14 +64,14 @@ mod tests {
     fn a_whole_window_of_it_passes_although_nothing_fits_at_first() {
         let mut now = Instant::now();
         let debt = Debt::new(WINDOW, now, Counts::default());
-        let (mut paid, mut seconds) = (Counts::default(), 0);
+        let (mut paid, mut steps) = (Counts::default(), 0);
         while debt.left(paid, now) > 0 {
-            // All that fits is forwarded, and paid for within the second.
+            // All that fits is forwarded, and paid for before the next step.
             paid.up += WINDOW - debt.left(paid, now);
-            now += Duration::from_secs(1);
-            seconds += 1;
+            now += Duration::from_secs(STEP_EVERY_S);
+            steps += 1;
         }
-        assert!(seconds < 20, "{seconds} s");
+        assert!(steps < 12, "{steps} steps");
     }
 
     #[test]
@@ -77,6 +80,6 @@ mod tests {
         let debt = Debt::new(WINDOW, start, Counts::default());
         let hour = Duration::from_secs(3_600);
         let forgiven = WINDOW - debt.left(Counts::default(), start + hour);
-        assert_eq!(forgiven, 256 * 3_600, "2 kbit/s of 16");
+        assert_eq!(forgiven, 250 * 3_600, "2 kbit/s of 16");
     }
 }

@@ -63,6 +63,7 @@ pub(super) struct Process {
     totals: Counts,
     start: Counts,
     debt: Option<Debt>,
+    owes: bool,
     /// What may be forwarded since the account began, as it was when it was last asked.
     limit: u64,
     grant: Grant,
@@ -90,6 +91,7 @@ impl Process {
             totals: Counts::default(),
             start: Counts::default(),
             debt: None,
+            owes: false,
             limit: 0,
             grant: Grant::default(),
             trickle: Trickle { tokens: TRICKLE_MAX, at: now },
@@ -134,8 +136,9 @@ impl Process {
 
     /// The account was asked and drained: what it allows, and when it wants to hear again.
     pub(super) fn set_limits(&mut self, now: Instant) {
-        let meter = self.meter.as_ref();
-        self.limit = meter.map_or(0, RelayMeter::limit).saturating_sub(self.debt(now));
+        let (meter, debt) = (self.meter.as_ref(), self.debt(now));
+        self.owes = debt > 0;
+        self.limit = meter.map_or(0, RelayMeter::limit).saturating_sub(debt);
         self.alarm = meter.map_or(u64::MAX, |m| m.alarm().min(self.limit));
         self.held_told &= !self.has_room(1);
     }
@@ -215,7 +218,9 @@ impl Relay {
             process.held |= !std::mem::replace(&mut process.held_told, true);
         }
         if !granted || !room {
-            return process.trickle.take(bytes, now);
+            // What is forgiven is taken from it.
+            let extra = if process.owes { bytes.div_ceil(7) } else { 0 };
+            return process.trickle.take(bytes + extra, now);
         }
         let moved = if packet.is_up {
             process.grant.used += bytes;

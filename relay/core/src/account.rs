@@ -33,8 +33,10 @@ pub struct Account {
     alarm: AtomicU64,
     /// Whether something was held back since the limit was last raised.
     unpaid: AtomicBool,
+    /// Whether an eighth of the trickle is used to forgive what is owed.
+    forgives: AtomicBool,
     pub(crate) throttle: Throttle,
-    pub(crate) trickle: Throttle,
+    trickle: Throttle,
 }
 
 /// Which way bytes go, as seen by the holder.
@@ -56,6 +58,7 @@ impl Account {
             limit: AtomicU64::new(if metered { 0 } else { u64::MAX }),
             alarm: AtomicU64::new(u64::MAX),
             unpaid: AtomicBool::new(false),
+            forgives: AtomicBool::new(false),
             throttle: Throttle::new(bits_per_s, clock),
             trickle: Throttle::trickle(clock),
         }
@@ -124,6 +127,17 @@ impl Account {
     /// Sets the total, both ways together, at which [`crate::Action::Report`] comes once.
     pub fn set_alarm(&self, total: u64) {
         self.alarm.store(total, Ordering::Relaxed);
+    }
+
+    /// Whether the limit rises by 2 kbit/s that nobody pays for: as much is taken from the trickle.
+    pub fn set_forgives(&self, forgives: bool) {
+        self.forgives.store(forgives, Ordering::Relaxed);
+    }
+
+    /// Whether `bytes` beyond the limit may go on.
+    pub(crate) fn trickles(&self, bytes: usize) -> bool {
+        let extra = if self.forgives.load(Ordering::Relaxed) { bytes.div_ceil(7) } else { 0 };
+        self.trickle.allows(bytes + extra)
     }
 
     pub(crate) fn count_unbilled(&self, bytes: u64) {

@@ -351,7 +351,7 @@ impl Forwarder {
         out: &mut impl FnMut(Output<'_>),
     ) -> bool {
         let bytes = len as u64;
-        let (kind, trickle) = match charge(flow, side, bytes) {
+        let (kind, passes) = match charge(flow, side, bytes) {
             Ok(alarm) => {
                 if side == Side::Holder {
                     flow.grant.sent(packet_counted_as_sent(bytes));
@@ -366,11 +366,10 @@ impl Forwarder {
                 if flow.mark_unpaid() {
                     out(Output::Event(Event::Unpaid(flow.holder.number)));
                 }
-                (Dropped::Unpaid, &flow.account.trickle)
+                (Dropped::Unpaid, flow.account.trickles(len))
             }
-            Err(Short::Grant) => (Dropped::Grant, &flow.trickle),
+            Err(Short::Grant) => (Dropped::Grant, flow.trickle.allows(len)),
         };
-        let passes = trickle.allows(len);
         if passes {
             flow.account.count_unbilled(bytes);
         } else {

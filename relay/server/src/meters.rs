@@ -128,7 +128,8 @@ impl Meter {
 #[derive(Default)]
 struct Todo {
     datagrams: Vec<Bytes>,
-    limit: Option<u64>,
+    /// The new limit, and whether it was paid for.
+    limit: Option<(u64, bool)>,
     persist: bool,
     starter: u64,
     read: bool,
@@ -180,7 +181,7 @@ impl Meters {
         (of_prefix, of_all)
     }
 
-    /// Takes what a holder left unpaid before: what its newest voucher does not cover.
+    /// What a holder left unpaid before: what its newest voucher does not cover.
     pub(crate) fn debt(&self, peer: &PeerId, newest: Counts, now: Instant) -> Debt {
         let bytes = if let Some(meter) = self.get(peer) {
             let meter = meter.lock();
@@ -188,8 +189,8 @@ impl Meters {
             let unpaid = unpaid.saturating_sub(meter.new.meter.starter_used());
             unpaid.saturating_add(meter.debt(now))
         } else {
-            match self.debts.lock().remove(peer) {
-                Some((debt, at)) if now.saturating_duration_since(at) < DEBT_TTL => {
+            match self.debts.lock().get(peer) {
+                Some((debt, at)) if now.saturating_duration_since(*at) < DEBT_TTL => {
                     debt.left(Counts::default(), now)
                 }
                 _ => 0,
@@ -230,7 +231,7 @@ impl Meters {
 }
 
 impl Shared {
-    /// Puts a new account in place of the holder's old one.
+    /// Puts a new account in place of the holder's old one; it carries what that left unpaid.
     pub(crate) fn add_meter(self: &Arc<Self>, peer: PeerId, new: NewMeter) {
         let meter = Meter {
             paid_at_start: new.meter.paid(),
@@ -245,6 +246,7 @@ impl Shared {
             new,
         };
         let old = self.meters.meters.lock().insert(peer, Arc::new(Mutex::new(meter)));
+        self.meters.debts.lock().remove(&peer);
         if let Some(old) = old
             && let Some(due) = old.lock().due.take()
         {
@@ -318,20 +320,24 @@ impl Shared {
             }
             let totals = meter.totals();
             meter.new.meter.handle_totals(totals, now);
+            let allowed = meter.new.meter.limit();
             change(&mut meter.new.meter, now);
             take_events(peer, &mut meter, &mut todo, now);
             todo.datagrams.extend(std::iter::from_fn(|| meter.new.meter.poll_transmit(now)));
-            let limit = meter.limit(now);
-            todo.limit = (limit != meter.limit).then_some(limit);
+            let (limit, paid) = (meter.limit(now), meter.new.meter.limit() != allowed);
+            todo.limit = (limit != meter.limit).then_some((limit, paid));
             meter.limit = limit;
+            meter.new.account.set_forgives(meter.debt(now) > 0);
             let used = meter.new.meter.starter_used();
             todo.starter = used.saturating_sub(meter.starter_recorded);
             meter.starter_recorded = used;
             self.meters.set_due(*peer, &mut meter);
             meter.new.account.set_alarm(meter.alarm());
         }
-        if let Some(limit) = todo.limit {
-            self.drive(|admission, _| admission.set_limit(peer, limit));
+        match todo.limit {
+            Some((limit, true)) => self.drive(|admission, _| admission.set_limit(peer, limit)),
+            Some((limit, false)) => self.drive(|admission, _| admission.forgive(peer, limit)),
+            None => {}
         }
         if let Some(connection) = connection {
             for datagram in todo.datagrams {

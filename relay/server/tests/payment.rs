@@ -22,11 +22,14 @@ use sluice_proto::wire::{code, pay};
 use sluice_proto::{
     Amount, ChannelKey, EthAddress, FlowId, Keypair, Price, RelayBudget, WINDOW_MIN, WalletKey,
 };
-use sluice_relay::{Relay, RelayConfig, RelayPayment};
+use sluice_relay::{AccountTotals, Relay, RelayConfig, RelayPayment};
 
 const PRICE: Price = Price { up: 1 << 30, down: 2 << 30 };
 const PERIOD_S: u32 = 48 * 3600;
 const FRAME: u64 = 1419;
+/// Beyond a window: 16 kbit/s, and what goes at once.
+const TRICKLE_PER_S: f64 = 2_000.0;
+const TRICKLE_BURST: f64 = 3_072.0;
 
 fn wallet(n: u8) -> WalletKey {
     WalletKey::from_bytes([n; 32]).expect("a key")
@@ -491,15 +494,73 @@ async fn coming_back_does_not_renew_the_window() {
     let mut payer = Payer::new(&world, &relay, 1, 1 << 30).await;
     let key = world.key(1);
     let keypair = payer.client.keypair.clone();
-    let mut forwarded = 0;
+    let begin = now();
+    let mut totals = AccountTotals::default();
     for incarnation in 2..5 {
         let (tenant, at_holder) = flow(&relay, &mut payer).await;
         payer.send(at_holder, &tenant, 450);
-        forwarded = forwarded.max(relay.stats().reservations[0].totals.up);
+        totals = relay.stats().reservations[0].totals;
         let again = keypair.clone();
         payer = Payer::resume(&world, &relay, &key, again, incarnation, 1 << 30, None).await;
     }
-    assert!(forwarded <= WINDOW_MIN, "{forwarded}");
+    // What is forgiven comes out of the trickle.
+    let seconds = begin.elapsed().as_secs_f64();
+    let most = WINDOW_MIN as f64 + TRICKLE_BURST + TRICKLE_PER_S * seconds;
+    assert!((totals.up + totals.unbilled) as f64 <= most, "{totals:?} in {seconds} s");
+    let forgiven = totals.up.saturating_sub(WINDOW_MIN) as f64;
+    assert!(forgiven <= TRICKLE_PER_S / 8.0 * seconds, "{totals:?} in {seconds} s");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_breaks_while_terms_are_accepted_clears_no_debt() {
+    let world = World::new(0).await;
+    let relay = world.start().await;
+    let mut payer = Payer::new(&world, &relay, 1, 1 << 30).await;
+    let (key, keypair) = (world.key(1), payer.client.keypair.clone());
+    let begin = now();
+    let (tenant, at_holder) = flow(&relay, &mut payer).await;
+    payer.send(at_holder, &tenant, 450);
+    drop(payer);
+    // Sooner and later, since it is not seen from outside how far the relay has come.
+    for breaks in 0..16 {
+        let mut client = Client::connect_as(&relay, keypair.clone(), 2 + breaks).await;
+        let offer = client.ask_terms().await;
+        let mut accept = client.acceptance(&offer);
+        accept.channel = Some(world.binding(&client, &key, &wallet(3)));
+        client.say(Kind::Accept(accept)).await;
+        let later = Duration::from_micros(500 * breaks);
+        let _ = tokio::time::timeout(later, client.connection.closed()).await;
+    }
+    let mut payer = Payer::resume(&world, &relay, &key, keypair, 20, 1 << 30, None).await;
+    let (tenant, at_holder) = flow(&relay, &mut payer).await;
+    payer.send(at_holder, &tenant, 450);
+    let up = relay.stats().reservations[0].totals.up;
+    let forgiven = TRICKLE_PER_S / 8.0 * begin.elapsed().as_secs_f64();
+    assert!(up as f64 <= WINDOW_MIN as f64 + forgiven, "{up} in {:?}", begin.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_debt_of_a_whole_window_locks_nobody_out_who_pays() {
+    let world = World::new(0).await;
+    let relay = world.start().await;
+    let mut payer = Payer::new(&world, &relay, 1, 1 << 30).await;
+    let key = world.key(1);
+    let keypair = payer.client.keypair.clone();
+    let (tenant, at_holder) = flow(&relay, &mut payer).await;
+    payer.send(at_holder, &tenant, 450);
+    let mut payer = Payer::resume(&world, &relay, &key, keypair, 2, 1 << 30, None).await;
+    let (tenant, at_holder) = flow(&relay, &mut payer).await;
+    let deadline = now() + 3 * PATIENCE;
+    while relay.stats().meters[0].paid.up < 2 * WINDOW_MIN {
+        assert!(now() < deadline, "{:?}", relay.stats().meters);
+        payer.send(at_holder, &tenant, 100);
+        let connection = payer.client.connection.clone();
+        let heard = || tokio::time::timeout(Duration::from_millis(50), connection.read_datagram());
+        while let Ok(claim) = heard().await {
+            payer.meter.handle_datagram(&claim.expect("the connection stands"), now());
+            payer.drain();
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

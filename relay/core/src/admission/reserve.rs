@@ -152,14 +152,26 @@ impl Admission {
         tracing::debug!(peer = %connection.peer, reason, "the terms were refused");
     }
 
-    /// Says how many billed bytes, both ways together, a holder's reservation may reach.
+    /// Says how many billed bytes, both ways together, a holder's reservation may reach, since it
+    /// paid for others.
     pub fn set_limit(&mut self, holder: &PeerId, limit: u64) {
-        let Some(client) = self.clients.get_mut(holder) else { return };
-        let Some(reservation) = client.reservation.as_mut() else { return };
-        if !reservation.account.set_limit(limit) {
-            return;
+        if let Some(reservation) = self.raise_limit(holder, limit) {
+            reservation.unpaid_since = None;
         }
-        reservation.unpaid_since = None;
+    }
+
+    /// Says it when nothing was paid: what was owed is [forgiven](Account::set_forgives). Its flows
+    /// are still closed when it pays nothing for 10 minutes.
+    pub fn forgive(&mut self, holder: &PeerId, limit: u64) {
+        self.raise_limit(holder, limit);
+    }
+
+    /// The reservation, if it had met its limit and has room again.
+    fn raise_limit(&mut self, holder: &PeerId, limit: u64) -> Option<&mut Reservation> {
+        let client = self.clients.get(holder)?;
+        if !client.reservation.as_ref()?.account.set_limit(limit) {
+            return None;
+        }
         let flows: Vec<FlowId> = client.flows.iter().copied().collect();
         for number in flows {
             if let Some(Entry::Flow(flow, Side::Holder)) = self.forwarder.table.find(number)
@@ -168,6 +180,7 @@ impl Admission {
                 self.tell_unpaid(&flow, false);
             }
         }
+        self.clients.get_mut(holder)?.reservation.as_mut()
     }
 
     pub(super) fn unpaid(&mut self, number: FlowId, now: Instant) {
