@@ -1,8 +1,12 @@
-//! Starts a development node for tests: Foundry's anvil.
+//! Starts a development node for tests: Foundry's anvil; and a way to it that can be cut, and lie.
+
+mod way;
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+
+pub use way::{Mood, Way};
 
 /// Where `npm install --prefix ~/.cache/sluice/npm @foundry-rs/anvil-linux-amd64` puts it.
 const NPM_PATH: &str = ".cache/sluice/npm/node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil";

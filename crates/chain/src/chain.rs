@@ -160,7 +160,9 @@ impl Chain {
         let _alone = self.spending().lock().await;
         let approval = self.approve(payer, deposit).await?;
         let open = call::open(&key, deposit, period_s);
-        self.send("open a channel", payer, open).await.map(|receipt| receipt.with(approval))
+        self.send("open a channel", payer, open, &[&key])
+            .await
+            .map(|receipt| receipt.with(approval))
     }
 
     /// Approves `more` if that is needed, and adds it to the deposit. Any wallet may pay in.
@@ -178,7 +180,9 @@ impl Chain {
         let _alone = self.spending().lock().await;
         let approval = self.approve(payer, more).await?;
         let top_up = call::top_up(key, more);
-        self.send("top up a channel", payer, top_up).await.map(|receipt| receipt.with(approval))
+        self.send("top up a channel", payer, top_up, &[key])
+            .await
+            .map(|receipt| receipt.with(approval))
     }
 
     /// The channel as the chain keeps it; `None` if it was never opened. When nodes disagree, what
@@ -220,7 +224,8 @@ impl Chain {
         submitter: &WalletKey,
         vouchers: &[Redemption],
     ) -> Result<TxReceipt, ChainError> {
-        self.send("redeem", submitter, self.redeem_call(vouchers)?).await
+        let keys: Vec<_> = vouchers.iter().map(|item| &item.key).collect();
+        self.send("redeem", submitter, self.redeem_call(vouchers)?, &keys).await
     }
 
     /// What [`redeem`](Self::redeem) would cost now, or why it would fail.
@@ -277,7 +282,7 @@ impl Chain {
             .then(|| payee.sign(self.domain().close_digest(channel, amount)));
         let voucher = voucher.as_ref().map(|(voucher, signature)| (voucher, signature));
         let close = call::close_by_payee(key, amount, voucher, consent.as_ref());
-        self.send("close a channel", submitter, close).await
+        self.send("close a channel", submitter, close, &[key]).await
     }
 
     /// Starts to close: after the channel's period the payer may be refunded.
@@ -290,7 +295,7 @@ impl Chain {
         key: &ChannelKey,
     ) -> Result<TxReceipt, ChainError> {
         check_wallet("payer", key.payer, payer)?;
-        self.send("start to close a channel", payer, call::start_close(key)).await
+        self.send("start to close a channel", payer, call::start_close(key), &[key]).await
     }
 
     /// Finishes a close whose period has passed: refunds the payer. Any wallet may.
@@ -302,7 +307,7 @@ impl Chain {
         submitter: &WalletKey,
         key: &ChannelKey,
     ) -> Result<TxReceipt, ChainError> {
-        self.send("finish to close a channel", submitter, call::finish_close(key)).await
+        self.send("finish to close a channel", submitter, call::finish_close(key), &[key]).await
     }
 
     /// Chain time, Unix seconds: what deadlines are measured by.
@@ -346,13 +351,20 @@ impl Chain {
         }
     }
 
+    /// Sends to the contract. Of what the receipt tells only these channels count: nothing that was
+    /// sent has to do with another.
     async fn send(
         &self,
         what: &'static str,
         wallet: &WalletKey,
         data: Vec<u8>,
+        keys: &[&ChannelKey],
     ) -> Result<TxReceipt, ChainError> {
-        self.send_to(what, wallet, self.contract()?, data).await
+        let mut receipt = self.send_to(what, wallet, self.contract()?, data).await?;
+        let domain = self.domain();
+        let ours: Vec<_> = keys.iter().map(|key| key.id(&domain)).collect();
+        receipt.events.retain(|event| ours.contains(&event.channel()));
+        Ok(receipt)
     }
 
     async fn send_to(

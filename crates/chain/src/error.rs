@@ -113,7 +113,7 @@ pub enum ChainError {
     /// The transaction was sent and not seen included in time.
     #[error(
         "transaction 0x{} to {what} was sent but not included within {waited_s} s; it may still be: \
-         look at the channel before trying again", hex::encode(.hash)
+         look at the channel before trying again{last}", hex::encode(.hash)
     )]
     Timeout {
         /// The transaction.
@@ -122,6 +122,8 @@ pub enum ChainError {
         what: &'static str,
         /// How long it was waited for.
         waited_s: u64,
+        /// What was wrong with the last answer about it, after a colon; empty when nothing was.
+        last: String,
     },
     /// A voucher was made for another chain, contract or channel.
     #[error(

@@ -36,6 +36,6 @@ pub use error::ChainError;
 pub use rpc::{DEV_CHAIN_ID, Rpc};
 pub use sluice_settlement::{ChannelEvent, Refusal, RevertReason};
 pub use types::{
-    ChannelState, FeeEstimate, Finality, PATIENCE_DEFAULT, Redemption, RpcConfig, TokenInfo,
-    TxReceipt, View,
+    ChannelState, FeeEstimate, Finality, INCLUSION_DEFAULT, PATIENCE_DEFAULT, Redemption,
+    RpcConfig, TokenInfo, TxReceipt, View,
 };

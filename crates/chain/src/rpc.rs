@@ -1,23 +1,26 @@
 //! A node of an Ethereum-like network over JSON-RPC.
 
+mod http;
 mod node;
 mod nodes;
 mod send;
 mod tx;
+mod value;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use alloy_primitives::{Address, B256, Bytes, U64, U128, U256};
+use alloy_primitives::{Address, B256, Bytes, U256};
 use serde_json::json;
 use sluice_proto::{Amount, ChannelId, Domain, EthAddress, Voucher};
 use sluice_settlement::{ChannelEvent, RevertReason, answer, call, channels_code, test_token_code};
 use tokio::sync::Mutex;
 
-use self::node::{Block, Call, Fault, Receipt};
+use self::node::{Block, Call, Fault, Log, Receipt};
 use self::nodes::Nodes;
 use self::send::InFlight;
 use self::tx::Transaction;
+use self::value::{Data, Quantity};
 use crate::{ChainError, FeeEstimate, Finality, RpcConfig, TxReceipt, View};
 
 /// Chain id of development nodes such as anvil and hardhat, whose accounts are unlocked.
@@ -42,6 +45,7 @@ struct Shared {
     chain_id: u64,
     finality: Finality,
     patience: Duration,
+    inclusion: Duration,
     /// Held from reading a nonce until its transaction was handed in.
     nonce: Mutex<()>,
     /// What this process has sent and waits for.
@@ -59,6 +63,7 @@ impl Rpc {
             nodes,
             finality: cfg.finality,
             patience: cfg.patience,
+            inclusion: cfg.inclusion,
             nonce: Mutex::default(),
             in_flight: InFlight::default(),
             spending: Mutex::default(),
@@ -93,7 +98,7 @@ impl Rpc {
         let chain_id = self.shared.chain_id;
         for (what, address) in [("Channels", self.contract), ("token", self.token)] {
             let Some(address) = address else { continue };
-            let code: Bytes =
+            let Data(code) =
                 self.node().ask("eth_getCode", json!([hex_address(address), "latest"])).await?;
             if code.is_empty() {
                 return Err(ChainError::NoContract { what, address, chain_id });
@@ -138,11 +143,11 @@ impl Rpc {
     ) -> Result<Vec<Vec<u8>>, ChainError> {
         let block = self.block_of(view).await?;
         let call = Call { to: Some(to.0.into()), data: data.into(), ..Call::default() };
-        let answers = self.node().ask_each::<Bytes>("eth_call", json!([call, block])).await;
+        let answers = self.node().ask_each::<Data>("eth_call", json!([call, block])).await;
         let (mut said, mut failed) = (Vec::new(), None);
         for answer in answers {
             match answer {
-                Ok(bytes) => said.push(bytes.into()),
+                Ok(Data(bytes)) => said.push(bytes),
                 Err(fault) => {
                     failed.get_or_insert(fault);
                 }
@@ -179,42 +184,60 @@ impl Rpc {
             data: transaction.data.clone().into(),
             ..Call::default()
         };
-        match self.node().try_ask::<Bytes>("eth_call", json!([call, "latest"])).await {
+        match self.node().try_ask::<Data>("eth_call", json!([call, "latest"])).await {
             Err(Fault::Reverted(reason)) => reason,
             Ok(_) | Err(_) => RevertReason::Unknown(Vec::new()),
         }
     }
 
     fn receipt(&self, hash: [u8; 32], receipt: &Receipt) -> Result<TxReceipt, ChainError> {
-        let block = receipt.block_number.ok_or_else(|| {
-            self.node().bad_answer("eth_getTransactionReceipt", "no block number".to_owned())
-        })?;
-        let ours = |address: Address| self.contract.is_some_and(|c| c.0 == address.0.0);
-        let events = receipt.logs.iter().filter(|log| ours(log.address)).filter_map(|log| {
-            let topics: Vec<[u8; 32]> = log.topics.iter().map(|topic| topic.0).collect();
-            ChannelEvent::decode(&topics, &log.data)
-        });
-        let price = receipt.effective_gas_price.to::<u128>();
-        let parent_fee = receipt.l1_fee.unwrap_or_default().saturating_to::<u128>();
-        let gas = receipt.gas_used.to::<u64>();
+        let bad = |what| self.node().bad_answer("eth_getTransactionReceipt", what);
+        let block = receipt.block_number.ok_or_else(|| bad("no block number".to_owned()))?;
+        let events = self.events(receipt).map_err(bad)?;
+        let price = receipt.effective_gas_price.0;
+        let parent_fee = receipt.l1_fee.map_or(0, |fee| fee.0.saturating_to::<u128>());
+        let gas = receipt.gas_used.0;
         Ok(TxReceipt {
             hash,
             gas,
             gas_approval: 0,
             fee_wei: u128::from(gas).saturating_mul(price).saturating_add(parent_fee),
-            block: block.to(),
-            events: events.collect(),
+            block: block.0,
+            events,
         })
+    }
+
+    /// What the transaction did to channels: our contract tells of nothing else.
+    fn events(&self, receipt: &Receipt) -> Result<Vec<ChannelEvent>, String> {
+        let ours = |log: &&Log| self.contract.is_some_and(|c| c.0 == log.address.0.0);
+        let read = |log: &Log| {
+            let topics: Vec<[u8; 32]> = log.topics.iter().map(|topic| topic.0).collect();
+            ChannelEvent::decode(&topics, &log.data.0)
+                .ok_or_else(|| "a log of Channels that is none of its events".to_owned())
+        };
+        receipt.logs.iter().filter(ours).map(read).collect()
+    }
+
+    /// A receipt that can be: of this transaction, which went well or failed, with events of channels.
+    fn check_receipt(&self, hash: [u8; 32], receipt: &Receipt) -> Result<(), ChainError> {
+        let bad = |what| Err(self.node().bad_answer("eth_getTransactionReceipt", what));
+        if receipt.transaction_hash.0 != hash {
+            return bad(format!("the receipt of transaction {}", receipt.transaction_hash));
+        }
+        if receipt.status.0 > 1 {
+            return bad(format!("status {}", receipt.status.0));
+        }
+        self.events(receipt).map(drop).or_else(bad)
     }
 
     pub(crate) async fn coin_balance(&self, account: EthAddress) -> Result<u128, ChainError> {
         let params = json!([hex_address(account), "latest"]);
-        let balance: U256 = self.node().ask("eth_getBalance", params).await?;
-        Ok(balance.saturating_to())
+        let Quantity(balance) = self.node().ask("eth_getBalance", params).await?;
+        Ok(U256::saturating_to(&balance))
     }
 
     pub(crate) async fn now_unix_s(&self) -> Result<u64, ChainError> {
-        self.latest().await.map(|block| block.timestamp.to())
+        self.latest().await.map(|block| block.timestamp.0)
     }
 
     // ------------------------------------------------------------ development chains
@@ -289,7 +312,7 @@ impl Rpc {
         })?);
         let hash: B256 = self.node().ask("eth_sendTransaction", json!([call])).await?;
         let receipt = self.included(what, hash.0).await?;
-        if receipt.status == Some(U64::ZERO) {
+        if receipt.status.0 == 0 {
             let reason = RevertReason::Unknown(Vec::new());
             return Err(ChainError::Reverted { what, reason });
         }
@@ -312,7 +335,7 @@ impl Rpc {
 
     async fn try_call(&self, to: EthAddress, data: Vec<u8>, block: &str) -> Result<Vec<u8>, Fault> {
         let call = Call { to: Some(to.0.into()), data: data.into(), ..Call::default() };
-        self.node().try_ask::<Bytes>("eth_call", json!([call, block])).await.map(Into::into)
+        self.node().try_ask::<Data>("eth_call", json!([call, block])).await.map(|Data(bytes)| bytes)
     }
 
     async fn estimate_gas(
@@ -328,8 +351,8 @@ impl Rpc {
             data: Bytes::copy_from_slice(data),
             ..Call::default()
         };
-        match self.node().try_ask::<U64>("eth_estimateGas", json!([call])).await {
-            Ok(gas) => Ok(gas.to()),
+        match self.node().try_ask::<Quantity<u64>>("eth_estimateGas", json!([call])).await {
+            Ok(Quantity(gas)) => Ok(gas),
             Err(Fault::Reverted(reason)) => Err(ChainError::Reverted { what, reason }),
             Err(Fault::Refused(reason)) if lacks_funds(&reason) => {
                 Err(ChainError::InsufficientFunds { account: caller, what, reason })
@@ -340,9 +363,13 @@ impl Rpc {
 
     /// Base fee of the newest block and a tip that the node suggests, in wei per gas.
     async fn prices(&self) -> Result<(u128, u128), ChainError> {
-        let base = self.latest().await?.base_fee_per_gas.to();
-        let tip = match self.node().try_ask::<U128>("eth_maxPriorityFeePerGas", json!([])).await {
-            Ok(tip) => tip.to(),
+        let base = self.latest().await?.base_fee_per_gas.0;
+        let tip = match self
+            .node()
+            .try_ask::<Quantity<u128>>("eth_maxPriorityFeePerGas", json!([]))
+            .await
+        {
+            Ok(Quantity(tip)) => tip,
             Err(Fault::Lost(error)) => return Err(error),
             Err(Fault::Reverted(_) | Fault::Refused(_) | Fault::Bad(_)) => TIP_WEI_DEFAULT,
         };
@@ -359,7 +386,7 @@ impl Rpc {
             (View::Latest, _) | (View::Final, Finality::Confirmations(0 | 1)) => "latest".into(),
             (View::Final, Finality::Finalized) => "finalized".into(),
             (View::Final, Finality::Confirmations(count)) => {
-                let latest = self.latest().await?.number.to::<u64>();
+                let latest = self.latest().await?.number.0;
                 format!("{:#x}", latest.saturating_sub(count - 1))
             }
         })

@@ -25,10 +25,15 @@ pub struct RpcConfig {
     /// How long a transaction may stay out of the chain before it is sent again for more:
     /// [`PATIENCE_DEFAULT`] unless there is a reason.
     pub patience: Duration,
+    /// Longest wait for a transaction to be included: [`INCLUSION_DEFAULT`] unless there is a
+    /// reason.
+    pub inclusion: Duration,
 }
 
 /// Two blocks of Ethereum, and some: what is offered at first buys a place in the next one.
 pub const PATIENCE_DEFAULT: Duration = Duration::from_secs(30);
+/// A dozen blocks of Ethereum.
+pub const INCLUSION_DEFAULT: Duration = Duration::from_secs(150);
 
 /// What counts as final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,6 +168,3 @@ pub struct TokenInfo {
     /// Base units of one token are 10 to this power.
     pub decimals: u8,
 }
-
-/// Longest wait for a transaction to be included: a dozen blocks of Ethereum.
-pub(crate) const INCLUSION_TIMEOUT: Duration = Duration::from_secs(150);

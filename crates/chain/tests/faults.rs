@@ -4,19 +4,21 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluice_chain::anvil::Anvil;
-use sluice_chain::{Chain, ChainError, Finality, Redemption, RpcConfig, TxReceipt, View};
+use sluice_chain::anvil::{Anvil, Mood, Way};
+use sluice_chain::{
+    Chain, ChainError, Finality, INCLUSION_DEFAULT, Redemption, RpcConfig, TxReceipt, View,
+};
 use sluice_proto::{Amount, ChannelKey, EthAddress, Voucher, WalletKey};
 use tokio::task::JoinHandle;
 
 const PERIOD_S: u32 = 72 * 60 * 60;
 const DEPTH: u64 = 64;
+/// What stays out of a block is soon sent again.
+const PATIENCE: Duration = Duration::from_millis(300);
 const GWEI: u64 = 1_000_000_000;
 /// Looks at a node before a test gives up; each waits for a few milliseconds.
 const LOOKS: usize = 2_000;
@@ -66,7 +68,8 @@ impl Scene {
             token: None,
             finality: Finality::Confirmations(confirmations),
             chain_id: None,
-            patience: Duration::from_millis(300),
+            patience: PATIENCE,
+            inclusion: INCLUSION_DEFAULT,
             other_urls: Vec::new(),
         };
         let chain = Chain::connect_rpc(cfg).await.unwrap().deploy_dev().await.unwrap();
@@ -202,9 +205,9 @@ async fn a_transaction_that_is_dropped_is_sent_again() {
 async fn a_nonce_that_was_left_open_is_filled() {
     let Some(scene) = Scene::new(1).await else { return };
     scene.open().await;
-    let way = Way::to(scene.anvil.url());
-    let ours = way.connect(&scene).await;
-    way.is_ahead.store(true, Ordering::Relaxed);
+    let way = Way::to(scene.anvil.url()).unwrap();
+    let ours = connect(&way, &scene).await;
+    way.set(Mood::Ahead);
     let (payee, item) = (scene.payee.clone(), scene.voucher(250));
     let sent = tokio::spawn(async move { ours.redeem(&payee, &[item]).await });
     scene.until(|| scene.waiting() == 1).await;
@@ -265,100 +268,30 @@ async fn a_reorganisation_of_64_blocks_at_each_step_undoes_it_and_it_is_done_aga
     assert_eq!(scene.tokens().await, [700, 300, 0]);
 }
 
-/// A way to the node that can be cut, and that can lie.
-struct Way {
-    url: String,
-    is_cut: Arc<AtomicBool>,
-    /// Counts one transaction of each account too many.
-    is_ahead: Arc<AtomicBool>,
-    /// Says that it is of chain 1.
-    is_other: Arc<AtomicBool>,
-    /// What it says of channels, whatever was asked: deposit, redeemed, end, period.
-    slot: Arc<Mutex<Option<[u64; 4]>>>,
-}
-
-impl Way {
-    fn to(node: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let way = Self {
-            url: format!("http://{}", listener.local_addr().unwrap()),
-            is_cut: Arc::default(),
-            is_ahead: Arc::default(),
-            is_other: Arc::default(),
-            slot: Arc::default(),
-        };
-        let (node, is_cut, is_ahead) = (node.to_owned(), way.is_cut.clone(), way.is_ahead.clone());
-        let (is_other, slot) = (way.is_other.clone(), way.slot.clone());
-        let lie = move |request: &Value, answer: &mut Value| {
-            let (method, params) = (&request["method"], &request["params"]);
-            if is_other.load(Ordering::Relaxed) && method == "eth_chainId" {
-                answer["result"] = json!("0x1");
-            }
-            let counts = method == "eth_getTransactionCount" && params[1] == "pending";
-            if is_ahead.load(Ordering::Relaxed) && counts {
-                answer["result"] = json!(format!("{:#x}", number(&answer["result"]) + 1));
-            }
-            if let Some(slot) = slot.lock().unwrap().filter(|_| method == "eth_call") {
-                let words: String = slot.iter().map(|word| format!("{word:064x}")).collect();
-                answer["result"] = json!(format!("0x{words}"));
-            }
-        };
-        std::thread::spawn(move || {
-            for mut near in listener.incoming().map_while(Result::ok) {
-                // While it is cut, connections end at once.
-                if !is_cut.load(Ordering::Relaxed) {
-                    carry(&mut near, &node, &lie);
-                }
-            }
-        });
-        way
-    }
-
-    fn config(&self, scene: &Scene) -> RpcConfig {
-        RpcConfig {
-            url: self.url.clone(),
-            other_urls: Vec::new(),
-            contract: Some(scene.chain.domain().contract),
-            token: Some(scene.chain.token()),
-            finality: Finality::Confirmations(1),
-            chain_id: Some(sluice_chain::DEV_CHAIN_ID),
-            patience: Duration::from_millis(300),
-        }
-    }
-
-    async fn connect(&self, scene: &Scene) -> Chain {
-        Chain::connect_rpc(self.config(scene)).await.unwrap()
+fn config(way: &Way, scene: &Scene) -> RpcConfig {
+    RpcConfig {
+        url: way.url().to_owned(),
+        other_urls: Vec::new(),
+        contract: Some(scene.chain.domain().contract),
+        token: Some(scene.chain.token()),
+        finality: Finality::Confirmations(1),
+        chain_id: Some(sluice_chain::DEV_CHAIN_ID),
+        patience: PATIENCE,
+        inclusion: INCLUSION_DEFAULT,
     }
 }
 
-/// Carries one request to the node, and its answer back.
-fn carry(near: &mut TcpStream, node: &str, lie: &impl Fn(&Value, &mut Value)) {
-    let mut text = Vec::new();
-    let request: Value = loop {
-        let mut buffer = [0; 4096];
-        match near.read(&mut buffer) {
-            Ok(0) | Err(_) => return,
-            Ok(len) => text.extend_from_slice(&buffer[..len]),
-        }
-        let body = text.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4);
-        if let Some(Ok(request)) = body.map(|at| serde_json::from_slice(&text[at..])) {
-            break request;
-        }
-    };
-    let mut answer = ask_any(node, &request);
-    lie(&request, &mut answer);
-    let body = answer.to_string();
-    let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json\r\n";
-    let _ = write!(near, "{head}Content-Length: {}\r\n\r\n{body}", body.len());
+async fn connect(way: &Way, scene: &Scene) -> Chain {
+    Chain::connect_rpc(config(way, scene)).await.unwrap()
 }
 
 #[tokio::test]
 async fn a_day_without_a_node_while_the_payer_closes_loses_nothing() {
     let Some(scene) = Scene::new(1).await else { return };
     scene.open().await;
-    let way = Way::to(scene.anvil.url());
-    let ours = way.connect(&scene).await;
-    way.is_cut.store(true, Ordering::Relaxed);
+    let way = Way::to(scene.anvil.url()).unwrap();
+    let ours = connect(&way, &scene).await;
+    way.set(Mood::Refuses);
     scene.chain.start_close(&scene.payer, &scene.key).await.unwrap();
     let error = ours.redeem(&scene.payee, &[scene.voucher(400)]).await.unwrap_err();
     assert!(error.is_transient(), "{error}");
@@ -366,7 +299,7 @@ async fn a_day_without_a_node_while_the_payer_closes_loses_nothing() {
     let error = ours.channel(&scene.key, View::Latest).await.unwrap_err();
     assert!(matches!(error, ChainError::Unreachable { .. }), "{error}");
 
-    way.is_cut.store(false, Ordering::Relaxed);
+    way.set(Mood::Honest);
     let state = ours.channel(&scene.key, View::Latest).await.unwrap().unwrap();
     let left_s = state.closing_at_unix_s.unwrap() - ours.now_unix_s().await.unwrap();
     assert!((47 * 3600..=48 * 3600).contains(&left_s), "{left_s}");
@@ -380,11 +313,11 @@ async fn a_day_without_a_node_while_the_payer_closes_loses_nothing() {
 async fn a_second_node_is_asked_when_the_first_is_away_and_one_of_another_chain_is_refused() {
     let Some(scene) = Scene::new(1).await else { return };
     scene.open().await;
-    let way = Way::to(scene.anvil.url());
-    let cfg = way.config(&scene);
+    let way = Way::to(scene.anvil.url()).unwrap();
+    let cfg = config(&way, &scene);
     let both = RpcConfig { other_urls: vec![scene.anvil.url().to_owned()], ..cfg.clone() };
     let ours = Chain::connect_rpc(both.clone()).await.unwrap();
-    way.is_cut.store(true, Ordering::Relaxed);
+    way.set(Mood::Refuses);
     assert_eq!(ours.redeem(&scene.payee, &[scene.voucher(70)]).await.unwrap().paid(), Amount(70));
     // Nor does it matter who is away when it begins.
     let ours = Chain::connect_rpc(both).await.unwrap();
@@ -401,12 +334,11 @@ async fn a_second_node_is_asked_when_the_first_is_away_and_one_of_another_chain_
 async fn a_node_that_comes_back_as_one_of_another_chain_is_not_asked() {
     let Some(scene) = Scene::new(1).await else { return };
     scene.open().await;
-    let way = Way::to(scene.anvil.url());
-    let ours = way.connect(&scene).await;
-    way.is_cut.store(true, Ordering::Relaxed);
+    let way = Way::to(scene.anvil.url()).unwrap();
+    let ours = connect(&way, &scene).await;
+    way.set(Mood::Refuses);
     ours.channel(&scene.key, View::Latest).await.unwrap_err();
-    way.is_cut.store(false, Ordering::Relaxed);
-    way.is_other.store(true, Ordering::Relaxed);
+    way.set(Mood::OtherChain);
     let error = ours.channel(&scene.key, View::Latest).await.unwrap_err();
     assert!(matches!(error, ChainError::WrongChain { found: 1, .. }), "{error}");
 }
@@ -415,26 +347,26 @@ async fn a_node_that_comes_back_as_one_of_another_chain_is_not_asked() {
 async fn of_two_nodes_that_disagree_the_liar_changes_nothing() {
     let Some(scene) = Scene::new(1).await else { return };
     scene.open().await;
-    let way = Way::to(scene.anvil.url());
+    let way = Way::to(scene.anvil.url()).unwrap();
     for liar_is_first in [true, false] {
-        let mut urls = [way.url.clone(), scene.anvil.url().to_owned()];
+        let mut urls = [way.url().to_owned(), scene.anvil.url().to_owned()];
         if !liar_is_first {
             urls.reverse();
         }
         let [url, other] = urls;
-        let cfg = RpcConfig { url, other_urls: vec![other], ..way.config(&scene) };
+        let cfg = RpcConfig { url, other_urls: vec![other], ..config(&way, &scene) };
         let ours = Chain::connect_rpc(cfg).await.unwrap();
         // It says that the channel is closed, then that more was deposited.
         let honest = ours.channel(&scene.key, View::Final).await.unwrap();
         assert_eq!(honest.unwrap().deposit, Amount(600));
-        *way.slot.lock().unwrap() = Some([600, 0, (1 << 40) - 1, u64::from(PERIOD_S)]);
+        way.set(Mood::Slot([600, 0, (1 << 40) - 1, u64::from(PERIOD_S)]));
         assert_eq!(ours.channel(&scene.key, View::Latest).await.unwrap(), honest);
         assert_eq!(ours.channel(&scene.key, View::Final).await.unwrap(), None);
-        *way.slot.lock().unwrap() = Some([9_000, 0, 0, u64::from(PERIOD_S)]);
+        way.set(Mood::Slot([9_000, 0, 0, u64::from(PERIOD_S)]));
         assert_eq!(ours.channel(&scene.key, View::Final).await.unwrap(), honest);
-        *way.slot.lock().unwrap() = Some([0; 4]);
+        way.set(Mood::Slot([0; 4]));
         assert_eq!(ours.channel(&scene.key, View::Latest).await.unwrap(), honest);
         assert_eq!(ours.channel(&scene.key, View::Final).await.unwrap(), None);
-        *way.slot.lock().unwrap() = None;
+        way.set(Mood::Honest);
     }
 }

@@ -5,7 +5,9 @@
 use std::time::Duration;
 
 use sluice_chain::anvil::Anvil;
-use sluice_chain::{Chain, ChainError, Finality, PATIENCE_DEFAULT, RpcConfig, View};
+use sluice_chain::{
+    Chain, ChainError, Finality, INCLUSION_DEFAULT, PATIENCE_DEFAULT, RpcConfig, View,
+};
 use sluice_proto::{Amount, ChannelKey, EthAddress, WalletKey};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -18,6 +20,7 @@ fn config(url: &str) -> RpcConfig {
         finality: Finality::Confirmations(1),
         chain_id: None,
         patience: PATIENCE_DEFAULT,
+        inclusion: INCLUSION_DEFAULT,
         other_urls: Vec::new(),
     }
 }
@@ -211,7 +214,7 @@ async fn a_node_that_dies_is_unreachable_and_the_error_says_to_try_again() {
 const ANSWERS: [&str; 5] = [
     r#""0x0000000000000000000000000000000000000000000000000000000000000009""#,
     r#"{"number":"0x5","timestamp":"0x10","baseFeePerGas":"0x7"}"#,
-    r#"{"blockNumber":"0x5","status":"0x1","gasUsed":"0x5208","effectiveGasPrice":"0x9","contractAddress":null,"logs":[{"address":"0x0000000000000000000000000000000000000009","topics":["0x0000000000000000000000000000000000000000000000000000000000000009"],"data":"0x"}]}"#,
+    r#"{"transactionHash":"0x0000000000000000000000000000000000000000000000000000000000000009","blockNumber":"0x5","status":"0x1","gasUsed":"0x5208","effectiveGasPrice":"0x9","contractAddress":null,"logs":[{"address":"0x0000000000000000000000000000000000000009","topics":["0x0000000000000000000000000000000000000000000000000000000000000009"],"data":"0x"}]}"#,
     r#"{"code":3,"message":"execution reverted","data":"0x08c379a0"}"#,
     "null",
 ];

@@ -6,8 +6,8 @@ use std::ops::AsyncFnOnce;
 
 use sluice_chain::anvil::Anvil;
 use sluice_chain::{
-    Chain, ChainError, ChannelEvent, ChannelState, Finality, PATIENCE_DEFAULT, Redemption, Refusal,
-    RevertReason, RpcConfig, View,
+    Chain, ChainError, ChannelEvent, ChannelState, Finality, INCLUSION_DEFAULT, PATIENCE_DEFAULT,
+    Redemption, Refusal, RevertReason, RpcConfig, View,
 };
 use sluice_proto::{
     Amount, ChannelId, ChannelKey, Domain, EthAddress, Voucher, WalletKey, WalletSignature,
@@ -162,6 +162,7 @@ async fn on_anvil(test: impl AsyncFnOnce(Chain)) {
         finality: Finality::Confirmations(1),
         chain_id: Some(31_337),
         patience: PATIENCE_DEFAULT,
+        inclusion: INCLUSION_DEFAULT,
         other_urls: Vec::new(),
     };
     test(Chain::connect_rpc(cfg).await.unwrap().deploy_dev().await.unwrap()).await;

@@ -66,6 +66,7 @@ const CLOSED: u64 = (1 << 40) - 1;
 /// Of [`call::channel`](crate::call::channel): `Some(None)` when the channel was never opened.
 #[must_use]
 pub fn channel(bytes: &[u8]) -> Option<Option<ChannelSlot>> {
+    let bytes: &[u8; 4 * 32] = bytes.try_into().ok()?;
     let slot = Channels::channelsCall::abi_decode_returns_validate(bytes).ok()?;
     let period_s = slot.period.to::<u32>();
     if period_s == 0 {

@@ -82,15 +82,28 @@ pub enum Refusal {
 }
 
 impl ChannelEvent {
+    /// The channel that it is about.
+    #[must_use]
+    pub const fn channel(&self) -> ChannelId {
+        match self {
+            Self::Opened { channel, .. }
+            | Self::ToppedUp { channel, .. }
+            | Self::Redeemed { channel, .. }
+            | Self::Refused { channel, .. }
+            | Self::CloseStarted { channel, .. }
+            | Self::Closed { channel, .. } => *channel,
+        }
+    }
+
     /// Decodes one log of the `Channels` contract; `None` when it is no event of channels. The
     /// caller has checked that the log's address is that contract.
     #[must_use]
     pub fn decode(topics: &[[u8; 32]], data: &[u8]) -> Option<Self> {
         let first = B256::from(*topics.first()?);
-        let topics = || topics.iter().map(B256::from);
+        let topics: Vec<B256> = topics.iter().map(B256::from).collect();
         Some(match first {
             Channels::Opened::SIGNATURE_HASH => {
-                let e = Channels::Opened::decode_raw_log_validate(topics(), data).ok()?;
+                let e = whole::<Channels::Opened>(&topics, data)?;
                 Self::Opened {
                     channel: ChannelId(e.channel.0),
                     payer: EthAddress(e.payer.into()),
@@ -99,11 +112,11 @@ impl ChannelEvent {
                 }
             }
             Channels::ToppedUp::SIGNATURE_HASH => {
-                let e = Channels::ToppedUp::decode_raw_log_validate(topics(), data).ok()?;
+                let e = whole::<Channels::ToppedUp>(&topics, data)?;
                 Self::ToppedUp { channel: ChannelId(e.channel.0), deposit: amount(e.deposit)? }
             }
             Channels::Redeemed::SIGNATURE_HASH => {
-                let e = Channels::Redeemed::decode_raw_log_validate(topics(), data).ok()?;
+                let e = whole::<Channels::Redeemed>(&topics, data)?;
                 Self::Redeemed {
                     channel: ChannelId(e.channel.0),
                     redeemed: amount(e.redeemed)?,
@@ -111,18 +124,18 @@ impl ChannelEvent {
                 }
             }
             Channels::Refused::SIGNATURE_HASH => {
-                let e = Channels::Refused::decode_raw_log_validate(topics(), data).ok()?;
+                let e = whole::<Channels::Refused>(&topics, data)?;
                 Self::Refused { channel: ChannelId(e.channel.0), reason: refusal(e.reason)? }
             }
             Channels::CloseStarted::SIGNATURE_HASH => {
-                let e = Channels::CloseStarted::decode_raw_log_validate(topics(), data).ok()?;
+                let e = whole::<Channels::CloseStarted>(&topics, data)?;
                 Self::CloseStarted {
                     channel: ChannelId(e.channel.0),
                     closes_at_unix_s: e.closesAt.try_into().ok()?,
                 }
             }
             Channels::Closed::SIGNATURE_HASH => {
-                let e = Channels::Closed::decode_raw_log_validate(topics(), data).ok()?;
+                let e = whole::<Channels::Closed>(&topics, data)?;
                 Self::Closed {
                     channel: ChannelId(e.channel.0),
                     redeemed: amount(e.redeemed)?,
@@ -132,6 +145,12 @@ impl ChannelEvent {
             _ => return None,
         })
     }
+}
+
+/// An event of this kind, with nothing behind it.
+fn whole<E: SolEvent>(topics: &[B256], data: &[u8]) -> Option<E> {
+    let event = E::decode_raw_log_validate(topics, data).ok()?;
+    (event.encode_data() == data).then_some(event)
 }
 
 /// In the order of the contract's enum; 0 is "none" and never emitted.

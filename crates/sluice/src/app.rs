@@ -6,7 +6,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use sluice_chain::{Chain, Finality as ChainFinality, PATIENCE_DEFAULT, RpcConfig};
+use sluice_chain::{
+    Chain, Finality as ChainFinality, INCLUSION_DEFAULT, PATIENCE_DEFAULT, RpcConfig,
+};
 use sluice_ledger::{Ledger, Recovery};
 use sluice_proto::{Amount, Price, RelayAddr, ServiceName, Ticket, WalletKey};
 use sluice_settlement::TopUpRule;
@@ -346,9 +348,16 @@ pub(crate) async fn open_chain(config: &Config, own_dir: &Path) -> Result<Option
                     "[chain] needs `contract` and `token` beside the URL: the addresses of Channels and of the token"
                 );
             }
-            let patience = PATIENCE_DEFAULT;
-            let config =
-                RpcConfig { url, other_urls, contract, token, finality, chain_id, patience };
+            let config = RpcConfig {
+                url,
+                other_urls,
+                contract,
+                token,
+                finality,
+                chain_id,
+                patience: PATIENCE_DEFAULT,
+                inclusion: INCLUSION_DEFAULT,
+            };
             Some(Chain::connect_rpc(config).await?)
         }
     })

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use sluice_chain::{Chain, Finality, PATIENCE_DEFAULT, RpcConfig};
+use sluice_chain::{Chain, Finality, INCLUSION_DEFAULT, PATIENCE_DEFAULT, RpcConfig};
 use sluice_ledger::Ledger;
 use sluice_proto::{Amount, Price, RelayAddr, ServiceName, Ticket};
 use sluice_relay::Relay;
@@ -185,6 +185,7 @@ async fn open_chain(options: &DemoOptions, folder: &Path) -> Result<Chain> {
                 finality: Finality::Confirmations(1),
                 chain_id: Some(*chain_id),
                 patience: PATIENCE_DEFAULT,
+                inclusion: INCLUSION_DEFAULT,
                 other_urls: Vec::new(),
             };
             Chain::connect_rpc(config).await?

@@ -3,16 +3,17 @@
 use std::error::Error;
 use std::time::Duration;
 
-use alloy_primitives::{Address, B256, Bytes, U64, U128, U256};
+use alloy_primitives::{Address, B256, Bytes, U256};
 use alloy_rpc_client::RpcClient;
 use alloy_transport::{RpcError, TransportError, TransportErrorKind};
-use alloy_transport_http::Http;
 use alloy_transport_http::reqwest::{Client, Url};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sluice_settlement::RevertReason;
 
+use super::http::Http;
+use super::value::{Data, Quantity};
 use crate::ChainError;
 
 /// Longest wait for one answer.
@@ -35,14 +36,16 @@ pub(super) struct Node {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Receipt {
-    pub(super) block_number: Option<U64>,
-    pub(super) status: Option<U64>,
-    pub(super) gas_used: U64,
-    #[serde(default)]
-    pub(super) effective_gas_price: U128,
+    pub(super) transaction_hash: B256,
+    /// None while it waits, as some nodes tell of it.
+    pub(super) block_number: Option<Quantity<u64>>,
+    /// EIP-658: 1 when it went well, 0 when it failed.
+    pub(super) status: Quantity<u64>,
+    pub(super) gas_used: Quantity<u64>,
+    pub(super) effective_gas_price: Quantity<u128>,
     /// What a rollup charges for its parent chain.
     #[serde(default)]
-    pub(super) l1_fee: Option<U256>,
+    pub(super) l1_fee: Option<Quantity<U256>>,
     pub(super) contract_address: Option<Address>,
     pub(super) logs: Vec<Log>,
 }
@@ -52,17 +55,17 @@ pub(super) struct Receipt {
 pub(super) struct Log {
     pub(super) address: Address,
     pub(super) topics: Vec<B256>,
-    pub(super) data: Bytes,
+    pub(super) data: Data,
 }
 
 /// Of `eth_getBlockByNumber`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Block {
-    pub(super) number: U64,
-    pub(super) timestamp: U64,
-    #[serde(default)]
-    pub(super) base_fee_per_gas: U128,
+    pub(super) number: Quantity<u64>,
+    pub(super) timestamp: Quantity<u64>,
+    /// EIP-1559, as all transactions here.
+    pub(super) base_fee_per_gas: Quantity<u128>,
 }
 
 /// Of `eth_call`, `eth_estimateGas` and `eth_sendTransaction`.
@@ -108,7 +111,7 @@ impl Node {
             .map_err(|e| bad(chain_of_reasons(&e)))?;
         let local = matches!(parsed.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
         let full_url = parsed.to_string();
-        let client = RpcClient::new(Http::with_client(client, parsed), local);
+        let client = RpcClient::new(Http::new(client, parsed), local);
         Ok(Self { client, full_url, url: shown })
     }
 

@@ -2,17 +2,26 @@
 //!
 //! One is asked; when it does not answer, or with rubbish, the next is, and stays the one that is
 //! asked. A transaction is handed to all. A node is used only after it named the right chain, and is
-//! asked again for it after it was away.
+//! asked again for it after it was away; one that is away is left alone for [`AGAIN`] while others
+//! answer, so that one that hangs does not hold up what has a deadline.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
-use alloy_primitives::U64;
+use futures_util::future::join_all;
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use tokio::time::Instant;
+
 use super::node::{Fault, Node};
+use super::value::Quantity;
 use crate::ChainError;
+
+/// How long a node that gave no answer, or rubbish, is left alone.
+const AGAIN: Duration = Duration::from_secs(20);
 
 /// All nodes of one chain.
 #[derive(Debug)]
@@ -29,6 +38,8 @@ struct Checked {
     node: Node,
     /// Whether it named the right chain since it was away.
     is_right: AtomicBool,
+    /// Since when it is away.
+    away_since: Mutex<Option<Instant>>,
 }
 
 impl Nodes {
@@ -41,8 +52,8 @@ impl Nodes {
         let mut first = None;
         for url in urls {
             let node = Node::new(url)?;
-            let found = node.try_ask::<U64>("eth_chainId", json!([])).await;
-            let found = found.map(|id| id.to::<u64>());
+            let found = node.try_ask::<Quantity<u64>>("eth_chainId", json!([])).await;
+            let found = found.map(|Quantity(id)| id);
             let is_right = found.is_ok();
             match found {
                 Ok(found) => {
@@ -56,7 +67,8 @@ impl Nodes {
                     silent.get_or_insert(node.explain("eth_chainId", fault));
                 }
             }
-            all.push(Checked { node, is_right: AtomicBool::new(is_right) });
+            let away_since = Mutex::new((!is_right).then(Instant::now));
+            all.push(Checked { node, is_right: AtomicBool::new(is_right), away_since });
         }
         match (first, chain_id, silent) {
             (Some(first), Some(chain_id), _) => Ok(Self { all, first: first.into(), chain_id }),
@@ -88,7 +100,9 @@ impl Nodes {
         let params = to_value(params);
         let begin = self.first.load(Relaxed);
         let mut worst = None;
-        for index in (begin..self.all.len()).chain(0..begin) {
+        let mut order: Vec<usize> = (begin..self.all.len()).chain(0..begin).collect();
+        order.sort_by_key(|index| self.all[*index].is_away());
+        for index in order {
             match self.all[index].ask(self.chain_id, method, &params).await {
                 Err(fault @ (Fault::Lost(_) | Fault::Bad(_))) => {
                     worst.get_or_insert(fault);
@@ -119,18 +133,16 @@ impl Nodes {
         answers.into_iter().min_by_key(rank).expect("at least one node was told")
     }
 
-    /// What each of them says.
+    /// What each of them says that is not away; all are asked when all are away.
     pub(super) async fn ask_each<T: DeserializeOwned>(
         &self,
         method: &'static str,
         params: impl Serialize,
     ) -> Vec<Result<T, Fault>> {
         let params = to_value(params);
-        let mut answers = Vec::with_capacity(self.all.len());
-        for node in &self.all {
-            answers.push(node.ask(self.chain_id, method, &params).await);
-        }
-        answers
+        let is_any_there = self.all.iter().any(|node| !node.is_away());
+        let asked = self.all.iter().filter(|node| !(is_any_there && node.is_away()));
+        join_all(asked.map(|node| node.ask(self.chain_id, method, &params))).await
     }
 
     /// As [`Node::explain`].
@@ -145,29 +157,35 @@ impl Nodes {
 }
 
 impl Checked {
+    fn is_away(&self) -> bool {
+        self.away_since.lock().is_some_and(|since| since.elapsed() < AGAIN)
+    }
+
     async fn ask<T: DeserializeOwned>(
         &self,
         chain_id: u64,
         method: &'static str,
         params: &Value,
     ) -> Result<T, Fault> {
-        if !self.is_right.load(Relaxed) {
-            self.check(chain_id).await?;
-        }
-        let answer = self.node.try_ask(method, params).await;
-        if matches!(answer, Err(Fault::Lost(_) | Fault::Bad(_))) {
-            self.is_right.store(false, Relaxed);
-        }
+        let answer = match self.is_right.load(Relaxed) {
+            true => self.node.try_ask(method, params).await,
+            false => match self.check(chain_id).await {
+                Ok(()) => self.node.try_ask(method, params).await,
+                Err(fault) => Err(fault),
+            },
+        };
+        let is_there = !matches!(answer, Err(Fault::Lost(_) | Fault::Bad(_)));
+        self.is_right.store(is_there, Relaxed);
+        *self.away_since.lock() = (!is_there).then(Instant::now);
         answer
     }
 
     async fn check(&self, expected: u64) -> Result<(), Fault> {
-        let found = self.node.try_ask::<U64>("eth_chainId", json!([])).await?.to::<u64>();
+        let Quantity(found) = self.node.try_ask::<Quantity<u64>>("eth_chainId", json!([])).await?;
         if found != expected {
             let url = self.node.url.clone();
             return Err(Fault::Bad(ChainError::WrongChain { url, expected, found }));
         }
-        self.is_right.store(true, Relaxed);
         Ok(())
     }
 }

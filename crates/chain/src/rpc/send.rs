@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use alloy_primitives::{B256, Bytes, U64};
+use alloy_primitives::{B256, Bytes};
 use parking_lot::Mutex;
 use serde_json::json;
 use sluice_proto::{EthAddress, WalletKey};
@@ -16,10 +16,12 @@ use tokio::time::{Instant, sleep};
 
 use super::node::{Fault, Receipt};
 use super::tx::Transaction;
+use super::value::Quantity;
 use super::{Rpc, hex_address, lacks_funds};
-use crate::types::INCLUSION_TIMEOUT;
 use crate::{ChainError, TxReceipt};
 
+/// Hands in a transaction.
+const SEND: &str = "eth_sendRawTransaction";
 /// First and longest wait between two looks for a receipt.
 const POLL_MIN: Duration = Duration::from_millis(10);
 const POLL_MAX: Duration = Duration::from_secs(2);
@@ -89,7 +91,7 @@ impl Rpc {
         };
         let (hash, _flight) = self.hand_in_next(what, wallet, &mut transaction).await?;
         let (hash, receipt) = self.insist(what, wallet, &mut transaction, hash).await?;
-        if receipt.status == Some(U64::ZERO) {
+        if receipt.status.0 == 0 {
             let reason = self.reason_of(account, &transaction).await;
             return Err(ChainError::Reverted { what, reason });
         }
@@ -115,7 +117,7 @@ impl Rpc {
                 HandedIn::Taken(reason) => words = reason,
             }
         }
-        Err(self.node().explain("eth_sendRawTransaction", Fault::Refused(words)))
+        Err(self.node().explain(SEND, Fault::Refused(words)))
     }
 
     /// Sends as it is. When the answer is lost the transaction may have arrived, so it is waited for
@@ -128,8 +130,12 @@ impl Rpc {
     ) -> Result<HandedIn, ChainError> {
         let (raw, hash) = transaction.sign(wallet);
         let params = json!([Bytes::from(raw)]);
-        match self.node().tell::<B256>("eth_sendRawTransaction", params).await {
+        match self.node().tell::<B256>(SEND, params).await {
             Ok(_) | Err(Fault::Lost(_)) => Ok(HandedIn::Sent(hash)),
+            // Whoever answers this with rubbish may have taken it all the same.
+            Err(Fault::Bad(ChainError::BadAnswer { method, .. })) if method == SEND => {
+                Ok(HandedIn::Sent(hash))
+            }
             Err(Fault::Refused(reason)) if is_known(&reason) => Ok(HandedIn::Sent(hash)),
             Err(Fault::Refused(reason)) if nonce_was_taken(&reason) => Ok(HandedIn::Taken(reason)),
             Err(Fault::Refused(reason)) if lacks_funds(&reason) => {
@@ -137,7 +143,7 @@ impl Rpc {
                 Err(ChainError::InsufficientFunds { account, what, reason })
             }
             Err(Fault::Reverted(reason)) => Err(ChainError::Reverted { what, reason }),
-            Err(other) => Err(self.node().explain("eth_sendRawTransaction", other)),
+            Err(other) => Err(self.node().explain(SEND, other)),
         }
     }
 
@@ -152,13 +158,15 @@ impl Rpc {
         first: [u8; 32],
     ) -> Result<([u8; 32], Receipt), ChainError> {
         let mut hashes = vec![first];
-        let mut pause = POLL_MIN;
+        let (mut pause, mut last) = (POLL_MIN, None);
         let begin = Instant::now();
         let mut patience_ends = begin + self.shared.patience;
-        while begin.elapsed() < INCLUSION_TIMEOUT {
+        while begin.elapsed() < self.shared.inclusion {
             for hash in &hashes {
-                if let Some(receipt) = self.try_receipt(*hash).await {
-                    return Ok((*hash, receipt));
+                match self.try_receipt(*hash).await {
+                    Ok(Some(receipt)) => return Ok((*hash, receipt)),
+                    Ok(None) => {}
+                    Err(error) => last = Some(error),
                 }
             }
             if Instant::now() >= patience_ends {
@@ -169,8 +177,7 @@ impl Rpc {
             sleep(pause).await;
             pause = (pause * 2).min(POLL_MAX);
         }
-        let waited_s = INCLUSION_TIMEOUT.as_secs();
-        Err(ChainError::Timeout { hash: first, what, waited_s })
+        Err(self.not_seen(what, first, last))
     }
 
     /// The same with a higher fee. What fails is tried again when patience ends next.
@@ -238,28 +245,52 @@ impl Rpc {
         hash: [u8; 32],
     ) -> Result<Receipt, ChainError> {
         let begin = Instant::now();
-        let mut pause = POLL_MIN;
-        while begin.elapsed() < INCLUSION_TIMEOUT {
-            if let Some(receipt) = self.try_receipt(hash).await {
-                return Ok(receipt);
+        let (mut pause, mut last) = (POLL_MIN, None);
+        while begin.elapsed() < self.shared.inclusion {
+            match self.try_receipt(hash).await {
+                Ok(Some(receipt)) => return Ok(receipt),
+                Ok(None) => {}
+                Err(error) => last = Some(error),
             }
             sleep(pause).await;
             pause = (pause * 2).min(POLL_MAX);
         }
-        Err(ChainError::Timeout { hash, what, waited_s: INCLUSION_TIMEOUT.as_secs() })
+        Err(self.not_seen(what, hash, last))
     }
 
-    async fn try_receipt(&self, hash: [u8; 32]) -> Option<Receipt> {
+    fn not_seen(&self, what: &'static str, hash: [u8; 32], last: Option<ChainError>) -> ChainError {
+        let waited_s = self.shared.inclusion.as_secs();
+        let last = last.map(|error| format!(": {error}")).unwrap_or_default();
+        ChainError::Timeout { hash, what, waited_s, last }
+    }
+
+    /// The receipt, as soon as any node has one that can be.
+    ///
+    /// # Errors
+    /// What is wrong with an answer, when none of the others has it.
+    async fn try_receipt(&self, hash: [u8; 32]) -> Result<Option<Receipt>, ChainError> {
+        const ASK: &str = "eth_getTransactionReceipt";
         let params = json!([B256::from(hash)]);
-        let answers =
-            self.node().ask_each::<Option<Receipt>>("eth_getTransactionReceipt", &params).await;
-        let receipts = answers.into_iter().filter_map(|answer| answer.ok().flatten());
-        receipts.into_iter().find(|receipt| receipt.block_number.is_some())
+        let mut outcome = Ok(None);
+        for answer in self.node().ask_each::<Option<Receipt>>(ASK, &params).await {
+            match answer {
+                Ok(Some(receipt)) if receipt.block_number.is_some() => {
+                    match self.check_receipt(hash, &receipt) {
+                        Ok(()) => return Ok(Some(receipt)),
+                        Err(error) => outcome = Err(error),
+                    }
+                }
+                Ok(_) => {}
+                Err(fault) => outcome = Err(self.node().explain(ASK, fault)),
+            }
+        }
+        outcome
     }
 
     async fn nonce(&self, account: EthAddress, at: &str) -> Result<u64, ChainError> {
         let params = json!([hex_address(account), at]);
-        self.node().ask::<U64>("eth_getTransactionCount", params).await.map(|nonce| nonce.to())
+        let Quantity(nonce) = self.node().ask("eth_getTransactionCount", params).await?;
+        Ok(nonce)
     }
 }
 
