@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use parking_lot::Mutex;
-use sluice_ledger::Ledger;
+use sluice_ledger::{ChannelStatus, Ledger};
 use sluice_metering::{Lie, Payee};
 use sluice_proto::wire::code;
 use sluice_proto::wire::session::{Goodbye, Relays, session::Kind};
@@ -386,7 +386,7 @@ async fn serve_session(shared: Arc<Shared>, session: Session) {
     tasks.spawn(follow_control(shared.clone(), live.clone(), agreed.control));
     if let (Some(channel), Some(money)) = (agreed.channel, shared.host.money.clone()) {
         let terms = agreed.terms.clone();
-        tasks.spawn(follow_deposit(shared.clone(), live.clone(), money, terms, channel.id));
+        tasks.spawn(follow_channel(shared.clone(), live.clone(), money, terms, channel.id));
     }
     let connection = session.connection().clone();
     let ended = serve(connection, shared.services.clone(), account.clone()).await;
@@ -539,8 +539,10 @@ async fn follow_control(
     }
 }
 
-/// Looks for a top-up, and for what became final, while the deposit holds bytes back.
-async fn follow_deposit(
+/// Looks for a top-up, and for what became final, while the deposit holds bytes back; and ends the
+/// session once its channel ends, since what is earned after that may be worth nothing. Whoever
+/// redeems keeps the ledger up to date.
+async fn follow_channel(
     shared: Arc<Shared>,
     live: Arc<Live>,
     money: Money,
@@ -549,10 +551,15 @@ async fn follow_deposit(
 ) {
     loop {
         shared.clock.sleep(DEPOSIT_LOOK).await;
+        let Ok(Some(row)) = shared.host.ledger.channel(channel).await else { continue };
+        if row.status != ChannelStatus::Open {
+            return live
+                .session
+                .close(code::CHANNEL, "its payer closes the channel that pays for it");
+        }
         if live.account.snapshot().stalled != Some(sluice_metering::Reason::Deposit) {
             continue;
         }
-        let Ok(Some(row)) = shared.host.ledger.channel(channel).await else { continue };
         if let Ok(Some(state)) = money.chain.channel(&row.key, sluice_chain::View::Latest).await
             && let Ok(deposit) = money.usable(&state, &terms).await
         {
