@@ -7,7 +7,10 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use sluice::state::State;
 use sluice_chain::anvil::Anvil;
-use sluice_chain::{Chain, Finality, PATIENCE_DEFAULT, RpcConfig};
+use sluice_chain::{
+    Chain, ChannelState, Finality, INCLUSION_DEFAULT, PATIENCE_DEFAULT, RpcConfig, View,
+};
+use sluice_ledger::ChannelRow;
 use sluice_proto::Amount;
 use tokio::runtime::Runtime;
 
@@ -43,6 +46,7 @@ impl Devnet {
             finality: Finality::Confirmations(confirmations),
             chain_id: None,
             patience: PATIENCE_DEFAULT,
+            inclusion: INCLUSION_DEFAULT,
             other_urls: Vec::new(),
         };
         let deployed = async { Chain::connect_rpc(config).await?.deploy_dev().await };
@@ -56,6 +60,20 @@ impl Devnet {
         &self.chain
     }
 
+    /// The node's URL.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        self.anvil.url()
+    }
+
+    /// A channel of a ledger, as the chain has it.
+    ///
+    /// # Errors
+    /// When the chain cannot be read.
+    pub fn on_chain(&self, row: &ChannelRow, view: View) -> Result<Option<ChannelState>> {
+        Ok(self.block_on(self.chain.channel(&row.key, view))?)
+    }
+
     /// Runs something to its end.
     pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.block_on(work)
@@ -67,7 +85,15 @@ impl Devnet {
     /// # Errors
     /// When it cannot be made.
     pub fn lab(&self, changes: &[(&str, &str)]) -> Result<Lab> {
-        let (url, contract) = (self.anvil.url(), self.chain.domain().contract);
+        self.lab_through(self.anvil.url(), changes)
+    }
+
+    /// The same, whose roles reach the node by another URL.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn lab_through(&self, url: &str, changes: &[(&str, &str)]) -> Result<Lab> {
+        let contract = self.chain.domain().contract;
         let (token, finality) = (self.chain.token(), self.confirmations);
         let rpc = format!(
             "kind = \"rpc\"\nurl = \"{url}\"\ncontract = \"{contract}\"\ntoken = \"{token}\"\n\

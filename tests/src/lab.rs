@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use sluice_ledger::{ChannelRow, Role};
+use sluice_proto::Amount;
 use tempfile::TempDir;
 
 use crate::{Books, Process, sluice};
@@ -175,6 +177,27 @@ impl Lab {
     /// When the ledger does not open.
     pub fn books(&self, name: &str) -> Result<Books> {
         Books::open(&self.state(name))
+    }
+
+    /// The one channel on one side of the state directory called `name`, whose role may run.
+    ///
+    /// # Errors
+    /// When there is none, or another.
+    pub fn channel(&self, name: &str, side: Role) -> Result<ChannelRow> {
+        let mut rows = Books::look(&self.state(name))?.channels()?;
+        rows.retain(|row| row.role == side);
+        ensure!(rows.len() == 1, "{} channels", rows.len());
+        rows.pop().context("one channel")
+    }
+
+    /// What the newest voucher says that the state directory called `name` holds, whose role may run.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn earned(&self, name: &str) -> Result<Amount> {
+        let channel = self.channel(name, Role::Payee)?;
+        let newest = Books::look(&self.state(name))?.newest_on(&channel)?;
+        Ok(newest.context("a voucher")?.amount)
     }
 
     /// Starts `sluice` with these arguments, the folder's configuration and a state directory.

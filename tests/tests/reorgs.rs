@@ -7,8 +7,8 @@ use std::net::TcpStream;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use sluice_chain::{ChannelState, View};
-use sluice_ledger::{ChannelRow, Edge, Role};
+use sluice_chain::View;
+use sluice_ledger::{Edge, Role};
 use sluice_metering::Terms;
 use sluice_proto::Amount;
 use tests::{Books, DEPTH, Devnet, Echo, Lab, Provider, Three, amount, done, last};
@@ -25,33 +25,13 @@ fn told(lab: &Lab, state: &str, args: &[&str], kind: &str) -> Result<Value> {
     last(&done(lab, state, args)?, kind)
 }
 
-/// The one channel of a role on one side.
-fn channel(lab: &Lab, state: &str, side: Role) -> Result<ChannelRow> {
-    let books = Books::look(&lab.state(state))?;
-    let mut rows = books.channels()?;
-    rows.retain(|row| row.role == side);
-    ensure!(rows.len() == 1, "{} channels", rows.len());
-    rows.pop().context("one channel")
-}
-
-fn on_chain(devnet: &Devnet, row: &ChannelRow, view: View) -> Result<Option<ChannelState>> {
-    Ok(devnet.block_on(devnet.chain().channel(&row.key, view))?)
-}
-
-/// What the newest voucher of a payee says.
-fn earned(lab: &Lab, state: &str) -> Result<Amount> {
-    let books = Books::look(&lab.state(state))?;
-    let newest = books.newest_on(&channel(lab, state, Role::Payee)?)?;
-    Ok(newest.context("a voucher")?.amount)
-}
-
 /// Both payees redeem all: the chain pays what they earned, and pays it once.
 fn all_is_paid(devnet: &Devnet, lab: &Lab) -> Result<()> {
     for state in ["provide", "relay"] {
         told(lab, state, &["redeem", "--all"], "redeem_done")?;
-        let row = channel(lab, state, Role::Payee)?;
-        let paid = on_chain(devnet, &row, View::Latest)?.context("the channel is there")?.redeemed;
-        ensure!(paid == earned(lab, state)?, "{state}: {paid} of {} was paid", earned(lab, state)?);
+        let row = lab.channel(state, Role::Payee)?;
+        let paid = devnet.on_chain(&row, View::Latest)?.context("the channel is there")?.redeemed;
+        ensure!(paid == lab.earned(state)?, "{state}: {paid} of {} was paid", lab.earned(state)?);
         let balance = devnet.block_on(devnet.chain().token_balance(row.key.payout))?;
         ensure!(balance >= paid, "{state} has {balance}");
     }
@@ -65,14 +45,14 @@ fn openings_that_are_undone_under_a_session_are_sent_again_and_all_is_paid() -> 
     let mark = devnet.block()?;
     let three = Three::start(&lab)?;
     three.talk(1 << 20)?;
-    let rows = [channel(&lab, "connect", Role::Payer)?, channel(&lab, "provide", Role::Payer)?];
+    let rows = [lab.channel("connect", Role::Payer)?, lab.channel("provide", Role::Payer)?];
     devnet.undo(mark)?;
     let again = three.tenant.process.event(0, "reopened")?;
     ensure!(amount(&again, "deposit")? == rows[0].deposit.0, "{again}");
     // The relay may have refused the provider meanwhile, which then opens it to be taken again.
     for row in &rows {
         let state =
-            tests::until("it is open again", || on_chain(&devnet, row, View::Latest).ok()?)?;
+            tests::until("it is open again", || devnet.on_chain(row, View::Latest).ok()?)?;
         ensure!(state.deposit == row.deposit, "{state:?}");
     }
     three.talk(1 << 20)?;
@@ -103,15 +83,15 @@ fn a_payer_that_is_gone_when_its_opening_is_undone_costs_its_payee_the_credit_at
         while reader.read(&mut back).is_ok_and(|n| n > 0) {}
     });
     let at_the_credit = tests::until("the credit is used up", || {
-        earned(&lab, "provide").ok().filter(|earned| *earned >= near)
+        lab.earned("provide").ok().filter(|earned| *earned >= near)
     })?;
     ensure!(at_the_credit.0 <= most, "{at_the_credit} was earned on a credit of {most}");
     three.tenant.process.kill()?;
     devnet.undo(mark)?;
-    let lost = earned(&lab, "provide")?;
+    let lost = lab.earned("provide")?;
     ensure!(lost.0 <= most, "{lost} was earned on a credit of {most}");
-    let row = channel(&lab, "provide", Role::Payee)?;
-    ensure!(on_chain(&devnet, &row, View::Latest)?.is_none(), "nobody opened it again");
+    let row = lab.channel("provide", Role::Payee)?;
+    ensure!(devnet.on_chain(&row, View::Latest)?.is_none(), "nobody opened it again");
     three.provider.process.stop()?;
     three.relay.process.stop()?;
     let kept = told(&lab, "provide", &["redeem", "--all"], "redemption")?;
@@ -139,7 +119,7 @@ fn a_deposit_that_becomes_final_carries_on_beyond_the_credit() -> Result<()> {
     devnet.mine(CONFIRMATIONS)?;
     three.talk(4 << 20)?;
     three.stop()?;
-    ensure!(earned(&lab, "provide")?.0 >= (8 << 20) * PER_BYTE);
+    ensure!(lab.earned("provide")?.0 >= (8 << 20) * PER_BYTE);
     all_is_paid(&devnet, &lab)
 }
 
@@ -156,12 +136,12 @@ fn a_top_up_that_is_undone_in_use_is_sent_again() -> Result<()> {
     three.talk(2 << 20)?;
     let tenant = &three.tenant.process;
     tenant.event(0, "topped_up")?;
-    let (told, promised) = (tenant.told(), earned(&lab, "provide")?);
-    let row = channel(&lab, "connect", Role::Payer)?;
+    let (told, promised) = (tenant.told(), lab.earned("provide")?);
+    let row = lab.channel("connect", Role::Payer)?;
     devnet.undo(mark)?;
     tenant.event(told, "topped_up")?;
     tests::until("the deposit covers what was promised", || {
-        let state = on_chain(&devnet, &row, View::Latest).ok()??;
+        let state = devnet.on_chain(&row, View::Latest).ok()??;
         (state.deposit >= promised).then_some(())
     })?;
     three.talk(1 << 20)?;
@@ -178,10 +158,10 @@ fn redemptions_and_closes_that_are_undone_are_done_again_and_pay_once() -> Resul
     three.talk(1 << 20)?;
     three.stop()?;
     devnet.mine(CONFIRMATIONS)?;
-    let ours = channel(&lab, "provide", Role::Payee)?;
+    let ours = lab.channel("provide", Role::Payee)?;
     let id = ours.id.to_string();
-    let state = |view| on_chain(&devnet, &ours, view)?.context("the channel is there");
-    let due = earned(&lab, "provide")?;
+    let state = |view| devnet.on_chain(&ours, view)?.context("the channel is there");
+    let due = lab.earned("provide")?;
 
     // The payer starts to close.
     let mark = devnet.block()?;
@@ -213,13 +193,13 @@ fn redemptions_and_closes_that_are_undone_are_done_again_and_pay_once() -> Resul
     ensure!(amount(&refunded, "refunded")? == ours.deposit.0 - due.0, "{refunded}");
 
     // The relay closes at once, with its voucher.
-    let theirs = channel(&lab, "relay", Role::Payee)?;
-    let (id, due) = (theirs.id.to_string(), earned(&lab, "relay")?);
+    let theirs = lab.channel("relay", Role::Payee)?;
+    let (id, due) = (theirs.id.to_string(), lab.earned("relay")?);
     let close = ["channel", "close", id.as_str()];
     let mark = devnet.block()?;
     ensure!(amount(&told(&lab, "relay", &close, "closed")?, "paid")? == due.0);
     devnet.undo(mark)?;
-    let now = on_chain(&devnet, &theirs, View::Latest)?.context("the channel is there")?;
+    let now = devnet.on_chain(&theirs, View::Latest)?.context("the channel is there")?;
     ensure!(!now.closed && now.redeemed == Amount(0), "that was undone");
     let closed = told(&lab, "relay", &close, "closed")?;
     ensure!(amount(&closed, "paid")? == due.0, "{closed}");
