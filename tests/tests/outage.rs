@@ -12,7 +12,7 @@ use sluice_chain::{Chain, ChannelState, Finality, RpcConfig, View};
 use sluice_ledger::{ChannelRow, Role};
 use sluice_proto::{Amount, ChannelKey, EthAddress, Voucher, WalletKey};
 use sluice_settlement::{RedemptionPolicy, RedemptionRule};
-use tests::{Books, Devnet, Lab, PATIENCE, Process, Three};
+use tests::{Books, Devnet, Lab, PATIENCE, Process, Three, amount, done, last};
 
 const LOOK: (&str, &str) = ("[chain]\n", "[chain]\nlook = \"1s\"\n");
 const DAY_S: u64 = 24 * 3600;
@@ -117,8 +117,7 @@ fn a_day_without_a_node_while_payers_close_costs_nobody_anything() -> Result<()>
     tenant.process.stop()?;
     provider.process.stop()?;
     // Its last vouchers came with the end.
-    let mut redeem = lab.run("provide", &["redeem"])?;
-    ensure!(redeem.wait()?.success(), "redeem{}", redeem.story());
+    done(&lab, "provide", &["redeem"])?;
     for ((_, payee), row) in edges.iter().zip(&rows) {
         tests::until(&format!("{payee} has all that it earned"), || {
             let due = earned(&lab, payee, row).ok()?;
@@ -128,13 +127,11 @@ fn a_day_without_a_node_while_payers_close_costs_nobody_anything() -> Result<()>
     relay.process.stop()?;
     devnet.block_on(devnet.chain().advance_dev(2 * DAY_S))?;
     for ((payer, payee), row) in edges.iter().zip(&rows) {
-        let mut close = lab.run(payer, &["channel", "close", &row.id.to_string()])?;
-        ensure!(close.wait()?.success(), "channel close{}", close.story());
+        let close = done(&lab, payer, &["channel", "close", &row.id.to_string()])?;
         let (state, due) = (now(&devnet, row)?, earned(&lab, payee, row)?);
         ensure!(state.closed && state.redeemed == due, "{payee} has {state:?} of {due}");
-        let refunded = close.events("refunded").pop().context("a refund")?;
-        let rest = (row.deposit.0 - due.0).to_string();
-        ensure!(refunded["refunded"] == rest.as_str(), "{payer}: {refunded}");
+        let refunded = amount(&last(&close, "refunded")?, "refunded")?;
+        ensure!(refunded == row.deposit.0 - due.0, "{payer} got {refunded}");
     }
     Ok(())
 }
