@@ -5,6 +5,7 @@ use libp2p_identity::{Keypair, PeerId};
 use prost::Message;
 
 use crate::ids::fixed;
+pub use crate::market::ServiceKind;
 use crate::ticket::{RELAYS_MAX, decode_relay, encode_relay};
 use crate::wire::{self, WireError, rendezvous};
 use crate::{Amount, IdError, Price, RelayAddr, ServiceName, SignatureError, Topic, sign, verify};
@@ -54,26 +55,7 @@ pub enum RecordError {
     Future(u64),
 }
 
-/// What a service speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ServiceKind {
-    /// A byte stream.
-    Tcp,
-    /// Datagrams.
-    Udp,
-    /// TLS, told apart by the name that the visitor asks for.
-    Tls,
-}
-
 impl ServiceKind {
-    const fn code(self) -> u32 {
-        match self {
-            Self::Tcp => 1,
-            Self::Udp => 2,
-            Self::Tls => 3,
-        }
-    }
-
     fn from_code(code: u32) -> Result<Self, RecordError> {
         match code {
             1 => Ok(Self::Tcp),

@@ -24,11 +24,10 @@ use sluice::wallet::Keystore;
 use sluice_ledger::{Found, Recovery, Server};
 use sluice_metering::{Payee, Payer, Statement, Terms};
 use sluice_proto::frame::{FrameType, Observe, Observed};
-use sluice_proto::record::{ProviderEntry, RelayEntry, ServiceKind};
 use sluice_proto::wire::{self, control, market, pay, record, rendezvous, session};
 use sluice_proto::{
-    Amount, ChannelId, EthAddress, Invite, Keypair, LeaseId, PacketReader, Price, Record,
-    RelayAddr, ServiceName, SignedRecord, Ticket, Topic, WalletSignature, sign, verify,
+    Amount, ChannelId, EthAddress, Invite, Keypair, LeaseId, PacketReader, Price, RelayAddr,
+    ServiceName, Ticket, Topic, WalletSignature, sign, verify,
 };
 use sluice_relay_core::{Forwarder, ReturnAddress};
 use sluice_settlement::{ChannelEvent, RevertReason, answer};
@@ -44,6 +43,8 @@ const OF_FILES: &[(&str, usize, &str)] = &[
     ("crates/ledger/src/recovery.rs", 2, "what_a_restored_node_remembers"),
     ("crates/ledger/src/rows.rs", 1, "messages"),
     ("crates/ledger/src/vouchers.rs", 1, "messages"),
+    ("crates/mesh/src/records.rs", 1, "tests/tests/decoders/mesh.rs::keys_and_contradictions"),
+    ("crates/mesh/src/remembered.rs", 1, "tests/tests/decoders/mesh.rs::remembered_peers"),
     ("crates/metering/src/payer.rs", 1, "pay_datagrams"),
     ("crates/metering/src/statement.rs", 2, "statements"),
     ("crates/metering/src/terms.rs", 3, "terms"),
@@ -68,7 +69,7 @@ const OF_FILES: &[(&str, usize, &str)] = &[
     ("proto/src/market/fields.rs", 3, "tests/tests/decoders/market.rs::market_messages"),
     ("proto/src/market/lease.rs", 3, "tests/tests/decoders/market.rs::market_messages"),
     ("proto/src/market/order.rs", 3, "tests/tests/decoders/market.rs::market_messages"),
-    ("proto/src/record.rs", 3, "records"),
+    ("proto/src/record.rs", 3, "tests/tests/decoders/mesh.rs::records"),
     ("proto/src/signed.rs", 1, "signatures"),
     ("proto/src/ticket.rs", 5, "tickets"),
     ("proto/src/units.rs", 1, "ids_and_addresses"),
@@ -143,6 +144,8 @@ macro_rules! feed {
 
 #[path = "decoders/market.rs"]
 mod market_messages;
+#[path = "decoders/mesh.rs"]
+mod mesh_messages;
 
 /// All messages of the protocol, each with its decoder.
 macro_rules! messages {
@@ -456,40 +459,6 @@ fn tickets() {
         let text = String::from_utf8_lossy(bytes);
         if let Ok(ticket) = Ticket::decode(&text, 99) {
             assert_eq!((ticket, text.trim()), (some_ticket(), &*again));
-        }
-    });
-}
-
-#[test]
-fn records() {
-    let relay = some_ticket().relays;
-    let name = ServiceName::parse("web").expect("a name");
-    let genuine = Record {
-        peer: peer().public().to_peer_id(),
-        sequence: 7,
-        expires_unix_s: 100,
-        noise_key: [5; 32],
-        mesh: vec![Bytes::from_static(&[4, 192, 0, 2, 1])],
-        provider: Some(ProviderEntry {
-            services: vec![(name, ServiceKind::Tls)],
-            relays: relay.clone(),
-            ..ProviderEntry::default()
-        }),
-        relay: Some(RelayEntry { addresses: relay, price: Price { up: 1, down: 2 } }),
-    };
-    let genuine = SignedRecord::sign(&genuine, &peer()).expect("a record");
-    let unsigned = genuine.signed_bytes().to_vec();
-    feed!(vec![genuine.encode().to_vec(), unsigned], |bytes| {
-        if let Ok(record) = SignedRecord::decode(Bytes::copy_from_slice(bytes)) {
-            assert_eq!(record, genuine);
-            let _ = record.check_time(u64::from(bytes[0]));
-        }
-        // Each of its parts signed anew, so that what lies behind the signature is fed too.
-        let signature = sign(&peer(), Topic::Record, bytes).into();
-        let signed = record::SignedRecord { record: Bytes::copy_from_slice(bytes), signature };
-        if let Ok(record) = SignedRecord::decode(signed.encode_to_vec().into()) {
-            let _ = record.check_time(7);
-            assert_eq!(SignedRecord::decode(record.encode()), Ok(record));
         }
     });
 }

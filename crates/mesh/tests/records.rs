@@ -62,7 +62,11 @@ fn a_record_counts_only_under_its_nodes_key_and_signature() {
     let forged = take(&mut records, 1, forged.into()).expect_err("it is forged");
     assert!(matches!(forged, Refused::Record(RecordError::Signature(_))), "{forged}");
     assert!(forged.is_senders_fault());
-    assert!(take(&mut records, 1, Bytes::new()).expect_err("it is none").is_senders_fault());
+    assert!(
+        take(&mut records, 1, Bytes::from_static(b"rubbish"))
+            .expect_err("it is none")
+            .is_senders_fault()
+    );
     assert_eq!(records.iter(NOW_MS).count(), 0);
 }
 
@@ -115,10 +119,8 @@ fn the_room_is_bounded_and_goes_to_the_nearest() {
     assert!(full.iter().all(|r| matches!(r, Refused::Full(_)) && !r.is_senders_fault()));
     // What was over for so long that nothing older can count makes room.
     let much_later = NOW_MS + RECORD_LIFE_MAX_S * 1000;
-    let farthest = match &full[0] {
-        Refused::Full(signed) => signed.record().clone(),
-        other => panic!("{other}"),
-    };
+    let Refused::Full(farthest) = &full[0] else { panic!("{}", full[0]) };
+    let farthest = farthest.record().clone();
     let seed = (1..100).find(|n| peer(*n) == farthest.peer).expect("it is one of them");
     let fresh = Record { expires_unix_s: much_later / 1000 + 60, ..farthest };
     let fresh = SignedRecord::sign(&fresh, &key(seed)).expect("a record").encode();

@@ -293,7 +293,7 @@ pub enum ServiceKind {
 }
 
 impl ServiceKind {
-    const fn code(self) -> u32 {
+    pub(crate) const fn code(self) -> u32 {
         match self {
             Self::Tcp => 1,
             Self::Udp => 2,
