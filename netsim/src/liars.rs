@@ -20,7 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use sluice_metering::{Payee, Payer};
-use sluice_transport::Clock;
+use sluice_transport::{Clock, Session};
 use tokio::task::JoinSet;
 
 use crate::net::{Net, PlaceId};
@@ -32,7 +32,7 @@ use books::{Books, Wires};
 use stranger::Stranger;
 
 pub use books::Losses;
-pub use lie::{ProviderLie, RelayLie, TenantLie, cases};
+pub use lie::{Counting, ProviderLie, RelayLie, TenantLie, cases};
 pub use report::Report;
 pub use stranger::StrangerLie;
 
@@ -42,6 +42,10 @@ const LASTS: Duration = Duration::from_secs(90);
 const SETTLES: Duration = Duration::from_secs(5);
 /// What the tenant wants: six windows down, four up, and some of both.
 const WANTED: [(u64, u64); 3] = [(0, 3 << 20), (2 << 20, 0), (256 << 10, 256 << 10)];
+/// What it wants if all that it is after is garbage: little, so that it grants little.
+const WANTED_LITTLE: [(u64, u64); 3] = [(0, 128 << 10), (16 << 10, 0), (1 << 10, 1 << 10)];
+/// The provider that counts every packet as payload looks this often at what it sent.
+const COUNTS_EVERY: Duration = Duration::from_millis(50);
 
 /// Who lies in a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,14 +58,17 @@ pub struct Case {
     pub relay: RelayLie,
     /// Somebody on the network.
     pub stranger: StrangerLie,
+    /// How the provider counts what it grants.
+    pub counting: Counting,
     /// Decides all else.
     pub seed: u64,
 }
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { tenant, provider, relay, stranger, seed } = self;
-        write!(f, "{tenant:?}-{provider:?}-{relay:?}-{stranger:?}-{seed}")
+        let Self { tenant, provider, relay, stranger, counting, seed } = self;
+        write!(f, "{tenant:?}-{provider:?}-{relay:?}-{stranger:?}-{seed}")?;
+        if *counting == Counting::EveryPacket { write!(f, "-control") } else { Ok(()) }
     }
 }
 
@@ -86,6 +93,16 @@ struct Stage {
 }
 
 impl Case {
+    /// Nobody lies.
+    pub const HONEST: Self = Self {
+        tenant: TenantLie::None,
+        provider: ProviderLie::None,
+        relay: RelayLie::None,
+        stranger: StrangerLie::None,
+        counting: Counting::Payload,
+        seed: 0,
+    };
+
     /// Plays it; who lost what.
     ///
     /// # Errors
@@ -107,9 +124,27 @@ impl Case {
         let mut stage = self.set(clock.clone(), &mut rng).await?;
         let host = self.host(&stage).await?;
         let client = self.client(&mut stage, &mut rng).await?;
-        let asked = WANTED.map(|(up, down)| Asked { seed: rng.number() >> 1, up, down });
-        let outcomes = WANTED.map(|_| Arc::<Outcome>::default());
+        let elicits = self.tenant == TenantLie::Elicits;
+        let wanted = if elicits { WANTED_LITTLE } else { WANTED };
+        let asked = wanted.map(|(up, down)| Asked { seed: rng.number() >> 1, up, down });
+        let outcomes = wanted.map(|_| Arc::<Outcome>::default());
         let mut fetching = JoinSet::new();
+        if let Client::Cheat(cheat) = &client
+            && elicits
+        {
+            let cheat = cheat.clone();
+            fetching.spawn(async {
+                cheat.elicit().await;
+                Ok(())
+            });
+        }
+        let counting = (self.counting == Counting::EveryPacket).then(|| {
+            tokio::spawn(count_every_packet(
+                stage.wires.clone(),
+                stage.meeting.theirs.clone(),
+                clock.clone(),
+            ))
+        });
         for (asked, outcome) in asked.into_iter().zip(&outcomes) {
             let outcome = outcome.clone();
             match &client {
@@ -124,8 +159,8 @@ impl Case {
         let all = async { while fetching.join_next().await.is_some() {} };
         let in_time = clock.timeout(LASTS, all).await.is_ok();
         self.settle(&clock, &host, &client).await;
-        if let Some(acks) = acks {
-            acks.abort();
+        for task in [acks, counting].into_iter().flatten() {
+            task.abort();
         }
         let books = Books { case: *self, outcomes: &outcomes, host: &host, client: &client };
         let losses = books.audit(&stage, in_time).await?;
@@ -216,6 +251,16 @@ async fn hold_acks(net: Net, line: PlaceId) {
     loop {
         net.stall_up(line, HELD);
         net.clock().sleep(LET_GO).await;
+    }
+}
+
+/// A provider that counts as a relay does, which sees lengths only.
+async fn count_every_packet(wires: Arc<Mutex<Wires>>, session: Session, clock: Clock) {
+    loop {
+        if let Some(flow) = session.relay_flow() {
+            flow.count_small(wires.lock().lacking().saturating_sub(flow.small()));
+        }
+        clock.sleep(COUNTS_EVERY).await;
     }
 }
 

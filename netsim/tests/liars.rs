@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use netsim::check::{BYSTANDER_PROBES, Probes};
-use netsim::liars::{Case, Losses, ProviderLie, RelayLie, Report, StrangerLie, TenantLie, cases};
+use netsim::liars::{
+    Case, Counting, Losses, ProviderLie, RelayLie, Report, StrangerLie, TenantLie, cases,
+};
 use netsim::net::LinkSpec;
 use netsim::scene::{HomeSpec, Scene};
 use netsim::{pool, sim, time};
@@ -12,13 +14,7 @@ use sluice_path::CANDIDATES_MAX;
 use sluice_proto::wire::encode_addr;
 use sluice_proto::wire::session::Candidates;
 
-const HONEST: Case = Case {
-    tenant: TenantLie::None,
-    provider: ProviderLie::None,
-    relay: RelayLie::None,
-    stranger: StrangerLie::None,
-    seed: 0,
-};
+const HONEST: Case = Case::HONEST;
 
 /// Runs all; nobody loses more than a window.
 fn within_a_window(cases: &[Case]) -> Vec<Losses> {
@@ -71,8 +67,20 @@ fn a_tenant_that_lies_costs_a_window_at_most() {
         TenantLie::Equivocates,
         TenantLie::StrangersChannel,
         TenantLie::Floods,
+        TenantLie::Elicits,
     ];
     within_a_window(&lies.map(|tenant| Case { tenant, ..HONEST }));
+}
+
+#[test]
+fn acknowledgements_that_a_tenant_elicits_grant_it_no_more() {
+    let elicits = Case { tenant: TenantLie::Elicits, ..HONEST };
+    let [losses] = within_a_window(&[elicits])[..] else { panic!("one case") };
+    assert_eq!(losses.flood, Some(0));
+    // The control: where every packet counts as payload, the flood pays for itself.
+    let control = Case { counting: Counting::EveryPacket, ..elicits };
+    let beyond = control.run().expect("it can be played").flood.expect("the provider is honest");
+    assert!(beyond > 256 << 10, "{beyond} bytes beyond the bound");
 }
 
 #[test]

@@ -63,10 +63,12 @@ impl RelayBudget {
 pub struct RelayFlow {
     budget: Arc<RelayBudget>,
     sent: AtomicU64,
-    counted: AtomicU64,
+    small: AtomicU64,
     received: AtomicU64,
     queued: AtomicU64,
     delivered: AtomicU64,
+    credit: AtomicU64,
+    carried: AtomicU64,
 }
 
 impl RelayFlow {
@@ -76,10 +78,12 @@ impl RelayFlow {
         Arc::new(Self {
             budget,
             sent: AtomicU64::new(0),
-            counted: AtomicU64::new(0),
+            small: AtomicU64::new(0),
             received: AtomicU64::new(0),
             queued: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
+            credit: AtomicU64::new(0),
+            carried: AtomicU64::new(0),
         })
     }
 
@@ -94,14 +98,40 @@ impl RelayFlow {
         self.delivered.load(Relaxed)
     }
 
+    /// The session came to this flow from another path, with QUIC credit of so many bytes of payload
+    /// that its peer was given there and may use here.
+    pub fn take_over(&self, credit: u64) {
+        self.credit.fetch_max(credit, Relaxed);
+    }
+
+    /// The most credit that a session brought along.
+    #[must_use]
+    pub fn credit(&self) -> u64 {
+        self.credit.load(Relaxed)
+    }
+
+    /// So many bytes of that credit are granted, beside what was before.
+    pub fn carry(&self, bytes: u64) {
+        self.carried.fetch_add(bytes, Relaxed);
+    }
+
+    /// Credit that is granted.
+    #[must_use]
+    pub fn carried(&self) -> u64 {
+        self.carried.load(Relaxed)
+    }
+
     /// Counts a batch of frames *before* it is sent, so that an honest relay's claim is never above
-    /// this count: `bytes` as the relay counts them, `counted` as for
-    /// a relay's grant.
-    pub fn count_sent(&self, bytes: u64, counted: u64) {
+    /// this count.
+    pub fn count_sent(&self, bytes: u64) {
         self.budget.sent.fetch_add(bytes, Relaxed);
         self.sent.fetch_add(bytes, Relaxed);
-        self.counted.fetch_add(counted, Relaxed);
         self.unqueue(bytes);
+    }
+
+    /// Counts what small packets with payload lack for what a relay's grant counts them as; the total.
+    pub fn count_small(&self, bytes: u64) -> u64 {
+        self.small.fetch_add(bytes, Relaxed).saturating_add(bytes)
     }
 
     /// Counts frames that came in.
@@ -116,10 +146,10 @@ impl RelayFlow {
         self.sent.load(Relaxed)
     }
 
-    /// Bytes sent as a relay's grant counts them.
+    /// What small packets with payload lacked.
     #[must_use]
-    pub fn counted(&self) -> u64 {
-        self.counted.load(Relaxed)
+    pub fn small(&self) -> u64 {
+        self.small.load(Relaxed)
     }
 
     /// Frame bytes received on this flow.

@@ -82,6 +82,9 @@ pub const FIRST_PACKET_MAX: usize = 1420;
 pub const FEATURE_FIRST: &str = "first";
 /// What a relay that gives a holder a flow to itself says in its welcome.
 pub const FEATURE_LOOPBACK: &str = "loopback";
+/// What a relay says in its welcome that takes the holder's word for what is granted (see `Grant`). Others
+/// count more than the holder does: it reserves nothing there.
+pub const FEATURE_GRANTED: &str = "granted";
 /// Most candidate addresses that are read from one message; more are ignored.
 pub const CANDIDATES_MAX: usize = 16;
 /// Longest text for a person that is taken from a peer; more is cut.

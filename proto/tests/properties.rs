@@ -315,7 +315,7 @@ proptest! {
                     prop_assert!(got == 0 || queued.iter().sum::<u64>() <= budget.room());
                 }
                 2 => {
-                    flow.count_sent(bytes, bytes);
+                    flow.count_sent(bytes);
                     *queued_here = queued_here.saturating_sub(bytes);
                 }
                 3 => flow.count_received(bytes),

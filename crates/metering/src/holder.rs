@@ -1,8 +1,9 @@
 //! The payer of a relay's edge: the holder of a reservation.
 
+mod flows;
 mod losses;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,31 +16,20 @@ use crate::payer::{check_lease, decode, quarter};
 use crate::repeat::{Deadline, after, earlier};
 use crate::{
     Counts, Evidence, Lie, PayerEvent, Purse, RelayBudget, RelayFlow, Statement, Terms,
-    VoucherRecord, grant_limit,
+    VoucherRecord,
 };
+use flows::Flows;
 use losses::Losses;
 
 /// Least time between vouchers for less than a quarter window.
 const ANSWER_MIN: Duration = Duration::from_millis(10);
 
-#[derive(Debug)]
-struct Held {
-    flow: Arc<RelayFlow>,
-    first: bool,
-    delivered: u64,
-}
-
-impl Held {
-    fn granted(&self) -> u64 {
-        grant_limit(self.delivered, self.flow.counted(), self.first)
-    }
-}
-
 /// A holder's account with one relay: it pays what the relay claims, within its own count of what
 /// it sent and its own grants for what it received.
 ///
-/// Frames are counted by the transport through [`RelayFlow`]s; all else goes as for a
-/// [`Payer`](crate::Payer).
+/// Frames are counted by the transport through [`RelayFlow`]s. What the holder grants goes to the relay
+/// in `Grant` messages: drain [`poll_grant`](Self::poll_grant) as the other queues. All else goes as for
+/// a [`Payer`](crate::Payer).
 #[derive(Debug)]
 pub struct HolderMeter {
     desk: Desk,
@@ -52,10 +42,7 @@ pub struct HolderMeter {
     /// What the account went on from.
     base: Counts,
     claimed: Counts,
-    flows: BTreeMap<FlowId, Held>,
-    /// Whether a flow ever opened: before that nobody knows what is granted.
-    grants: bool,
-    granted_closed: u64,
+    flows: Flows,
     answered: Option<Instant>,
     flush: bool,
     exhausted: bool,
@@ -86,9 +73,7 @@ impl HolderMeter {
             starter_left,
             base,
             claimed: base,
-            flows: BTreeMap::new(),
-            grants: false,
-            granted_closed: 0,
+            flows: Flows::default(),
             answered: None,
             flush: false,
             exhausted: false,
@@ -117,39 +102,33 @@ impl HolderMeter {
         &self.budget
     }
 
-    /// A flow opened. `first` tells whether it is the first of its lease at this relay.
-    pub fn open_flow(&mut self, id: FlowId, flow: Arc<RelayFlow>, first: bool) {
-        // A flow that goes on over another connection brought payload before, of which the relay may
-        // hear as soon as it has the terms.
-        let held = Held { delivered: flow.delivered(), flow, first };
-        self.grants = true;
-        if let Some(old) = self.flows.insert(id, held) {
-            self.granted_closed = self.granted_closed.saturating_add(old.granted());
-        }
+    /// A flow of the tenant with this key opened. The first of each tenant brings the grant's base; its
+    /// flows share what is granted for credit that was carried over.
+    pub fn open_flow(&mut self, id: FlowId, flow: Arc<RelayFlow>, tenant: [u8; 32]) {
+        self.flows.open(id, flow, tenant);
     }
 
-    /// Payload delivered on a flow, cumulative, as is told to the relay in a `Grant`. Call it before
-    /// the grant is sent.
-    pub fn handle_delivered(&mut self, id: FlowId, delivered: u64) {
-        if let Some(held) = self.flows.get_mut(&id) {
-            held.delivered = held.delivered.max(delivered);
-        }
+    /// More may be granted on a flow: payload was delivered or sent, or a session came to it.
+    pub fn handle_growth(&mut self, id: FlowId) {
+        self.flows.look_at(id);
     }
 
     /// A flow closed.
     pub fn close_flow(&mut self, id: FlowId) {
-        if let Some(held) = self.flows.remove(&id) {
-            self.granted_closed = self.granted_closed.saturating_add(held.granted());
-        }
+        self.flows.close(id);
+    }
+
+    /// What to tell the relay in a `Grant` of a flow, until `None`. From now on the relay may claim it.
+    pub fn poll_grant(&mut self) -> Option<(FlowId, u64)> {
+        self.flows.poll_grant()
     }
 
     /// What the relay can honestly claim by now.
     #[must_use]
     pub fn counted(&self) -> Counts {
-        let open = self.flows.values().fold(0, |sum: u64, h| sum.saturating_add(h.granted()));
         Counts {
             up: self.base.up.saturating_add(self.sent()),
-            down: self.base.down.saturating_add(self.granted_closed).saturating_add(open),
+            down: self.base.down.saturating_add(self.flows.granted()),
         }
     }
 
@@ -184,7 +163,7 @@ impl HolderMeter {
         check_lease(self.desk.terms(), &claim.lease)?;
         let claimed = Counts { up: claim.up, down: claim.down };
         let counted = self.counted();
-        if !self.grants && counted.up >= claimed.up && counted.down < claimed.down {
+        if !self.flows.any() && counted.up >= claimed.up && counted.down < claimed.down {
             // It came before the news of the flow that it is about, and will come again.
             return Ok(());
         }
@@ -327,6 +306,7 @@ impl HolderMeter {
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.desk.handle_timeout(now);
+        self.flows.look_at_all();
         self.losses.note(self.sent(), self.received(), now);
         let claimed = self.claimed.up.saturating_sub(self.base.up);
         let lost = self.losses.up();

@@ -10,9 +10,6 @@ use sluice_proto::frame::{self, FrameKey, FrameType, HEADER_LEN, Header, ReplayW
 use sluice_proto::{FlowId, RelayFlow};
 use tokio::sync::Notify;
 
-/// A packet counts as at least this many bytes towards a flow's grant, here as at the relay.
-const GRANT_PACKET_MIN: u64 = 1200;
-
 /// One leg: made when the control connection is up, replaced when it is made anew.
 #[derive(Debug)]
 pub(crate) struct Leg {
@@ -118,8 +115,7 @@ impl Leg {
         let counters = self.out_counter.fetch_add(packets, Relaxed)..;
         // Counted before it goes, so that an honest relay's claim is never above our count.
         let bytes = contents.len() as u64 + packets * HEADER_LEN as u64;
-        let counted = bytes.max(packets * GRANT_PACKET_MIN);
-        counts.count_sent(bytes, counted);
+        counts.count_sent(bytes);
         for (counter, payload) in counters.zip(contents.chunks(segment)) {
             let start = out.len();
             out.extend_from_slice(&[0; HEADER_LEN]);

@@ -51,6 +51,7 @@ mod network;
 mod node;
 mod observe;
 mod pause;
+mod payload;
 mod peer;
 mod random;
 mod session;

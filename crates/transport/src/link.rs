@@ -71,13 +71,9 @@ pub enum LinkEvent {
         /// The static key of whoever knocked.
         initiator: [u8; 32],
     },
-    /// Payload arrived on a flow, in all: tell the relay with [`RelayLink::grant`].
-    Delivered {
-        /// The flow.
-        flow: FlowId,
-        /// Bytes of payload.
-        delivered: u64,
-    },
+    /// More is to be granted on a flow: payload was delivered or sent, or a session came to it. Tell the
+    /// relay with [`RelayLink::grant`].
+    Grown(FlowId),
     /// A flow is gone.
     FlowClosed(FlowId),
     /// The window of the reservation is used up, or open again.
@@ -217,7 +213,7 @@ impl RelayLink {
     pub(crate) fn tell(&self, event: LinkEvent) {
         let Some(events) = &self.0.flow_events else { return };
         // Counts grow, so a later one says the same; they must not keep flows from being told of.
-        let repeats = matches!(event, LinkEvent::Delivered { .. });
+        let repeats = matches!(event, LinkEvent::Grown(_));
         if !repeats || events.capacity() > events.max_capacity() / 2 {
             let _ = events.try_send(event);
         }
@@ -227,9 +223,9 @@ impl RelayLink {
         self.tell(LinkEvent::FlowClosed(flow));
     }
 
-    /// Tells the relay how much payload arrived on a flow, which raises what it may send.
-    pub fn grant(&self, flow: FlowId, delivered: u64) {
-        self.send(Kind::Grant(control::Grant { flow: flow.0, delivered }));
+    /// Tells the relay what is granted on a flow, in all: frame bytes that it may bill.
+    pub fn grant(&self, flow: FlowId, granted: u64) {
+        self.send(Kind::Grant(control::Grant { flow: flow.0, granted }));
     }
 
     /// Waits until the link is up, or the attempt has failed.
@@ -537,6 +533,10 @@ impl Task {
         };
         if welcome.version != VERSION {
             return Err(format!("the relay speaks version {}", welcome.version));
+        }
+        let grants = welcome.features.iter().any(|f| f == wire::FEATURE_GRANTED);
+        if self.events.is_some() && !grants {
+            return Err("the relay is too old: it bills what its holders did not grant".to_owned());
         }
         Ok(self.become_up(connection, send, reader, &welcome).await)
     }

@@ -19,6 +19,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::knock::ProbeSeal;
 use crate::leg::Leg;
 use crate::link::RelayLink;
+use crate::payload::Lacking;
 use crate::side::SideSocket;
 use crate::tables::fake_addr;
 
@@ -88,6 +89,8 @@ pub(crate) enum Command {
     FlowClosed { path: u32, code: u32 },
     /// No flow through this relay came of a knock.
     NotRelayed { relay: SocketAddr, error: crate::ConnectError },
+    /// Much payload went out in small packets on this flow: its relay is to hear of it.
+    Grown { relay: SocketAddr, flow: FlowId },
     /// The relay waits for payment for this path's flow, or does no more.
     Unpaid { path: u32, unpaid: bool },
     /// This node's addresses changed, or it slept.
@@ -149,6 +152,10 @@ pub(crate) struct Peer {
     pub(crate) receive_window: AtomicU32,
     /// Payload that was delivered to this side's services.
     pub(crate) delivered: AtomicU64,
+    /// As much may have been delivered once the other side has used up all credit that QUIC gave it.
+    pub(crate) credit_until: AtomicU64,
+    /// What packets that go to the socket next lack, if they are small and carry payload.
+    pub(crate) lacking: Arc<Lacking>,
     /// The session's task sleeps for long; the next packet out must wake it.
     parked: AtomicBool,
     pub(crate) wake: Notify,
@@ -174,6 +181,8 @@ impl Peer {
             packet_max: AtomicU16::new(PACKET_MAX),
             receive_window: AtomicU32::new(0),
             delivered: AtomicU64::new(0),
+            credit_until: AtomicU64::new(0),
+            lacking: Arc::default(),
             parked: AtomicBool::new(false),
             wake: Notify::new(),
             relayed_sent: AtomicU64::new(0),

@@ -41,6 +41,12 @@ pub(crate) const RECEIVE_WINDOW: u32 = 24 << 20;
 /// The same for whoever accepts a session, until its payload is counted: see
 /// [`Session::set_delivered`].
 pub(crate) const ACCEPT_WINDOW: u32 = 48 << 10;
+/// QUIC's receive window while a relay carries a session and brought `delivered` bytes of its payload:
+/// what may come stays within what is granted for it.
+const fn relayed_window(delivered: u64) -> u64 {
+    ACCEPT_WINDOW as u64 + delivered / 8 * 3
+}
+
 /// Unacknowledged bytes that we keep for a peer.
 const SEND_WINDOW: u64 = 24 << 20;
 /// TCP connections at a time in one session.
@@ -115,6 +121,7 @@ impl Session {
         let (warm_sender, warm) = watch::channel(Vec::new());
         let window = if target.is_some() { RECEIVE_WINDOW } else { ACCEPT_WINDOW };
         peer.receive_window.store(window, Relaxed);
+        peer.credit_until.store(window.into(), Relaxed);
         let mut agent = Agent::new(target.is_some(), node.random.number());
         agent.share(&node.budget);
         let driver = Driver {
@@ -306,6 +313,12 @@ impl Driver {
             Command::Relayed(relayed) => {
                 self.knock_ended(relayed.leg.relay);
                 self.replace_relayed(*relayed, now);
+            }
+            Command::Grown { relay, flow } => {
+                let path = self.relays.values().find(|r| r.addr() == relay && r.flow == flow);
+                if let Some(path) = path {
+                    path.link.tell(crate::LinkEvent::Grown(flow));
+                }
             }
             Command::NotRelayed { relay, error } => self.not_relayed(relay, error),
             Command::Relays(relays) => self.set_known(relays),
@@ -509,7 +522,10 @@ impl Driver {
         let Some(route) = self.route_of(path) else { return };
         let relay = match path {
             Path::Direct(_) => None,
-            Path::Relay(number) => self.relays.get(&number).map(|relayed| relayed.link.relay()),
+            Path::Relay(number) => self.relays.get(&number).map(|relayed| {
+                self.take_over(relayed);
+                relayed.link.relay()
+            }),
         };
         let remote = route.destination();
         let before = self.path.borrow().map(|before| before.kind);
@@ -534,6 +550,16 @@ impl Driver {
         let over_tcp = self.is_over_tcp(path);
         let kind = path.kind();
         self.path.send_replace(Some(PathInfo { kind, remote, relay, rtt, reason, over_tcp }));
+    }
+
+    /// The session comes to a flow: what the other side may still send, by the credit that QUIC gave
+    /// it, may come here. No more is granted than payload that was delivered gives a right to.
+    fn take_over(&self, relayed: &Relayed) {
+        let Route::Relay { counts, .. } = &relayed.route else { return };
+        let delivered = self.peer.delivered.load(Relaxed);
+        let credit = self.peer.credit_until.load(Relaxed).saturating_sub(delivered);
+        counts.take_over(credit.min(relayed_window(delivered)));
+        relayed.link.tell(crate::LinkEvent::Grown(relayed.flow));
     }
 
     fn is_over_tcp(&self, path: Path) -> bool {

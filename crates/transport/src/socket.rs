@@ -27,7 +27,7 @@ use tokio::sync::Notify;
 use crate::knock::PROBE_LEN;
 use crate::network::Port;
 use crate::pause::Pause;
-use crate::peer::{DirectRoute, Outgoing, Peer, Route};
+use crate::peer::{Command, DirectRoute, Outgoing, Peer, Route};
 use crate::side::Sides;
 use crate::stream::Carried;
 use crate::tables::{Tables, canonical, fake_index, to_quinn};
@@ -41,6 +41,8 @@ const FULL_TRANSMIT: usize = 10;
 const BATCH_SEGMENTS: usize = 40;
 /// Bytes sent with one system call: the largest UDP payload.
 const BATCH_BYTES: usize = 65_507;
+/// The relay hears of small packets when they lack so much more: it grants an eighth of it.
+const SMALL_STEP: u64 = 32 << 10;
 /// Kernel buffers asked for, each way; the system's limit may make them smaller.
 const SOCKET_BUFFER: usize = 4 << 20;
 /// Receive calls per poll before other tasks get their turn.
@@ -364,8 +366,12 @@ impl DataSocket {
     ) {
         let batch = &mut outgoing.batch;
         let before = batch.bytes.len();
+        let lacking = peer.lacking.take();
         match &outgoing.route {
             Some(Route::Relay { leg, flow, counts }) => {
+                if lacking > 0 && counts.count_small(lacking) % SMALL_STEP < lacking {
+                    peer.command(Command::Grown { relay: leg.relay, flow: *flow });
+                }
                 leg.wrap(*flow, counts, transmit.contents, segment, &mut batch.bytes);
                 batch.segment = segment + HEADER_LEN;
                 peer.relayed_sent.fetch_add((batch.bytes.len() - before) as u64, Relaxed);

@@ -61,7 +61,7 @@ pub struct AccountOptions {
     pub lies: mpsc::UnboundedSender<Evidence>,
     /// The payer's deposit is used up: what is due, and what the channel holds.
     pub exhausted: mpsc::UnboundedSender<(Amount, Amount)>,
-    /// Told whenever a provider's service took payload: its total in this process.
+    /// Told whenever a provider's service took payload: the session's total.
     pub delivered: Option<Box<dyn Fn(u64) + Send + Sync>>,
     /// The node's clock.
     pub clock: Clock,
@@ -116,13 +116,13 @@ impl Account {
     /// that was read, so that the lease's next session can begin with [`newest`](Self::newest).
     #[must_use]
     pub fn payer(payer: Payer, connection: quinn::Connection, options: AccountOptions) -> Self {
-        Self::start(Meter::Payer(payer), connection, options, 0)
+        Self::start(Meter::Payer(payer), connection, options)
     }
 
     /// The provider's account; its task runs until the connection is closed.
     #[must_use]
     pub fn payee(payee: Payee, connection: quinn::Connection, options: AccountOptions) -> Self {
-        Self::start(Meter::Payee(Gate::new(payee)), connection, options, 0)
+        Self::start(Meter::Payee(Gate::new(payee)), connection, options)
     }
 
     /// Whether both are handles on one account.
@@ -157,8 +157,7 @@ impl Account {
             gate.set_relay(None);
             gate.payee_mut().begin_session(session, presented);
         }
-        let delivered = self.0.delivered.load(Relaxed);
-        let next = Self::start(next, connection, options, delivered);
+        let next = Self::start(next, connection, options);
         *self.0.successor.lock() = Arc::downgrade(&next.0);
         drop(meter);
         self.0.writable.notify_waiters();
@@ -179,12 +178,7 @@ impl Account {
         })
     }
 
-    fn start(
-        meter: Meter,
-        connection: quinn::Connection,
-        options: AccountOptions,
-        delivered: u64,
-    ) -> Self {
+    fn start(meter: Meter, connection: quinn::Connection, options: AccountOptions) -> Self {
         let account = Self(Arc::new(Inner {
             pays: matches!(meter, Meter::Payer(_)),
             meter: Mutex::new(meter),
@@ -197,7 +191,7 @@ impl Account {
             successor: Mutex::default(),
             stalled: Mutex::default(),
             lies: AtomicU64::new(0),
-            delivered: AtomicU64::new(delivered),
+            delivered: AtomicU64::new(0),
         }));
         tokio::spawn(account.clone().run());
         account

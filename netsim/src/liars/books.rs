@@ -1,5 +1,7 @@
 //! The books, compared by somebody who believes nobody.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -17,8 +19,10 @@ use crate::paid::{Outcome, Purser};
 #[derive(Debug, Default)]
 pub(super) struct Wires {
     sent: u64,
-    /// The same, small packets counted as 1,200 bytes.
-    counted: u64,
+    /// How many of those sent are large, and as long as if they carried payload.
+    large: u64,
+    /// What the small ones lack to count as 1,200 bytes, the largest lack first: how many lack so much.
+    small: BTreeMap<Reverse<u64>, u64>,
     received: u64,
 }
 
@@ -32,13 +36,38 @@ impl Wires {
             let (mut wires, len) = (watching.lock(), packet.bytes.len() as u64);
             if seen == Seen::Sent && packet.dst.ip() == relay {
                 wires.sent += len;
-                wires.counted += counted_as_sent(len);
+                match counted_as_sent(len) - len {
+                    0 => wires.large += 1,
+                    lack => *wires.small.entry(Reverse(lack)).or_default() += 1,
+                }
             } else if seen == Seen::Delivered && packet.src.ip() == relay {
                 wires.received += len;
             }
         }));
     }
+
+    /// What small packets lack in all.
+    pub(super) fn lacking(&self) -> u64 {
+        self.small.iter().map(|(Reverse(lack), count)| lack * count).sum()
+    }
+
+    /// What the holder sent, small packets with payload counted as 1,200 bytes: no more of them carried
+    /// payload than QUIC sent frames of streams that were not in large packets. Which, nobody can see on
+    /// a wire: those that lack most. `others` large packets carried none.
+    fn counted(&self, stream_frames: u64, others: u64) -> u64 {
+        let mut left = stream_frames.saturating_sub(self.large.saturating_sub(others));
+        let mut counted = self.sent;
+        for (Reverse(lack), count) in &self.small {
+            let taken = left.min(*count);
+            left -= taken;
+            counted += taken * lack;
+        }
+        counted
+    }
 }
+
+/// Large packets of a handshake, at most, that carry no payload: certificates, and padding.
+const HANDSHAKE_LARGE: u64 = 8;
 
 /// What each party lost to the others, in bytes, if it was honest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -142,7 +171,10 @@ impl Books<'_> {
             let over_up = signed.up.saturating_sub(wires.sent);
             let over_down = signed.down.saturating_sub(wires.received);
             losses.holder = Some(over_up + over_down);
-            let bound = grant_limit(up, wires.counted, true);
+            let quic = stage.meeting.theirs.connection().stats();
+            let others = HANDSHAKE_LARGE + quic.path.sent_plpmtud_probes;
+            let counted = wires.counted(quic.frame_tx.stream, others);
+            let bound = grant_limit(up, counted, true);
             losses.flood = Some(signed.down.saturating_sub(bound));
         }
         redeemed(stage, &stage.deal.edges[0].purser, earned.as_ref()).await

@@ -22,8 +22,22 @@ pub enum TenantLie {
     StrangersChannel,
     /// It pays, and sends garbage that the relay bills to the provider.
     Floods,
+    /// It pays for little, and sends small packets for ever that the provider has to acknowledge.
+    Elicits,
     /// It pays, and holds its acknowledgements back.
     DelaysAcks,
+}
+
+/// What a provider counts as sent when it grants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counting {
+    /// Small packets count as 1,200 bytes if they carry payload.
+    Payload,
+    /// All do, as they must for who sees lengths only: a control, for a tenant that [elicits]
+    /// acknowledgements then pays for its own flood.
+    ///
+    /// [elicits]: TenantLie::Elicits
+    EveryPacket,
 }
 
 /// What a provider does.
@@ -59,13 +73,14 @@ pub enum RelayLie {
 }
 
 impl TenantLie {
-    const LIES: [Self; 7] = [
+    const LIES: [Self; 8] = [
         Self::NeverPays,
         Self::PaysLate,
         Self::Replays,
         Self::Equivocates,
         Self::StrangersChannel,
         Self::Floods,
+        Self::Elicits,
         Self::DelaysAcks,
     ];
 }
@@ -94,8 +109,7 @@ impl RelayLie {
 /// seeds.
 #[must_use]
 pub fn cases(seeds: u64) -> Vec<Case> {
-    let (tenant, provider, relay) = (TenantLie::None, ProviderLie::None, RelayLie::None);
-    let honest = Case { tenant, provider, relay, stranger: StrangerLie::None, seed: 0 };
+    let honest = Case::HONEST;
     let mut out = vec![honest];
     let with_relay = |case: Case| RelayLie::LIES.map(|relay| Case { relay, ..case });
     for tenant in TenantLie::LIES {

@@ -137,6 +137,7 @@ const fn tenant_says(lie: TenantLie) -> Option<&'static str> {
         TenantLie::Equivocates => Some("tenant equivocates"),
         TenantLie::StrangersChannel => Some("tenant cites a stranger"),
         TenantLie::Floods => Some("tenant floods"),
+        TenantLie::Elicits => Some("tenant elicits acks"),
         TenantLie::DelaysAcks => Some("tenant delays acks"),
     }
 }

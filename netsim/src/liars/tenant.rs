@@ -25,6 +25,9 @@ const HONEST_VOUCHERS: usize = 3;
 /// Garbage in each tick: 10 Mbit/s in datagrams of this many bytes.
 const GARBAGE: usize = 6;
 const GARBAGE_LEN: usize = 1000;
+/// So long acknowledgements are elicited, with a packet each time.
+const ELICITS: Duration = Duration::from_secs(12);
+const BETWEEN: Duration = Duration::from_micros(500);
 /// Bytes read at a time.
 const CHUNK: usize = 16 << 10;
 
@@ -108,7 +111,18 @@ impl Cheat {
             | TenantLie::PaysLate
             | TenantLie::Equivocates
             | TenantLie::StrangersChannel
+            | TenantLie::Elicits
             | TenantLie::DelaysAcks => {}
+        }
+    }
+
+    /// Packets as small as they can be, one at a time, for as long as the case lasts: each other of
+    /// them is acknowledged at once.
+    pub(super) async fn elicit(self: Arc<Self>) {
+        let until = self.clock.now() + ELICITS;
+        while self.clock.now() < until {
+            self.send(Bytes::from_static(b"x"));
+            self.clock.sleep(BETWEEN).await;
         }
     }
 
@@ -133,6 +147,7 @@ impl Cheat {
             | TenantLie::Equivocates
             | TenantLie::StrangersChannel
             | TenantLie::Floods
+            | TenantLie::Elicits
             | TenantLie::DelaysAcks => self.send(datagram),
         }
     }

@@ -202,6 +202,10 @@ impl World {
             }
         }
         self.tell(Party::Relay(i), i, messages);
+        while let Some((flow, granted)) = self.holders[i].grant() {
+            let grant = Control::Grant { flow, granted };
+            self.net.deliver(self.now, Party::Relay(i), i, grant);
+        }
         Ok(())
     }
 

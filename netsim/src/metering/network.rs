@@ -70,8 +70,8 @@ impl Packet {
 pub(super) enum Control {
     /// May be lost, as frames may. The connection goes with it.
     Pay(Bytes),
-    /// Payload that was delivered on a flow.
-    Grant { flow: u32, delivered: u64 },
+    /// What is granted on a flow by the holder's word.
+    Grant { flow: u32, granted: u64 },
     /// The holder accepts the terms, and shows the newest voucher that it signed. Flow numbers say
     /// which connection this is about.
     Accept { newest: Option<VoucherRecord>, flow: u32 },

@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use sluice_metering::{
-    Channel, Counts, Debt, HolderMeter, RelayBudget, RelayFlow, RelayMeter, Terms, VoucherRecord,
-    grant_limit,
+    Channel, Counts, Debt, GRANT_PACKET_MIN, HolderMeter, RelayBudget, RelayFlow, RelayMeter,
+    Terms, VoucherRecord, grant_limit,
 };
 use sluice_proto::FlowId;
 
 use super::books::Books;
-use super::network::Packet;
+use super::network::{Body, Packet};
 
-/// Each packet counts as at least this many bytes sent.
-const COUNTED_MIN: u64 = 1200;
+/// The one tenant's key.
+const TENANT: [u8; 32] = [1; 32];
 /// What goes on beyond window and grant: 16 kbit/s, two full packets at once.
 const TRICKLE_PER_MS: u64 = 2;
 const TRICKLE_MAX: u64 = 3000;
@@ -23,9 +23,12 @@ const TRICKLE_MAX: u64 = 3000;
 /// What a ledger has yet to write: when it has, the number that the account gave, the voucher.
 pub(super) type Writing = VecDeque<(Duration, u64, VoucherRecord)>;
 
-/// What a packet, or as many as carry a segment, count as sent.
-pub(super) fn counted(packet: &Packet) -> u64 {
-    packet.bytes().max(packet.count() * COUNTED_MIN)
+/// What packets with payload lack for what they count as sent.
+pub(super) fn lacking(packet: &Packet) -> u64 {
+    match packet.body {
+        Body::Data { .. } => (packet.count() * GRANT_PACKET_MIN).saturating_sub(packet.bytes()),
+        Body::Acks(_) | Body::Pay(_) | Body::Reset(_) => 0,
+    }
 }
 
 #[derive(Debug, Default)]
@@ -49,7 +52,7 @@ impl Trickle {
 #[derive(Debug, Default)]
 struct Grant {
     sent: u64,
-    delivered: u64,
+    stated: u64,
     used: u64,
 }
 
@@ -57,7 +60,7 @@ struct Grant {
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) meter: Option<RelayMeter>,
-    /// The flow that is open, and what was reported as delivered on it.
+    /// The flow that is open, and what the holder granted on it by its word.
     flow: Option<(u32, u64)>,
     /// Forwarded since the process began, and when the account did.
     totals: Counts,
@@ -143,12 +146,12 @@ impl Process {
         self.held_told &= !self.has_room(1);
     }
 
-    pub(super) fn grant(&mut self, flow: u32, delivered: u64) {
+    pub(super) fn grant(&mut self, flow: u32, stated: u64) {
         if let Some((open, before)) = &mut self.flow
             && *open == flow
         {
-            self.grant.delivered += delivered.saturating_sub(*before);
-            *before = delivered.max(*before);
+            self.grant.stated += stated.saturating_sub(*before);
+            *before = stated.max(*before);
         }
     }
 
@@ -209,7 +212,7 @@ impl Relay {
         }
         let bytes = packet.bytes();
         let grant = &process.grant;
-        let limit = grant_limit(grant.delivered, grant.sent, true);
+        let limit = grant_limit(0, grant.sent, true) + grant.stated;
         let granted = !packet.is_up || grant.used + bytes <= limit;
         let room = process.has_room(bytes);
         self.over_grant += u64::from(!granted);
@@ -226,7 +229,7 @@ impl Relay {
             process.grant.used += bytes;
             Counts { up: 0, down: bytes }
         } else {
-            process.grant.sent += counted(packet);
+            process.grant.sent += bytes;
             Counts { up: bytes, down: 0 }
         };
         process.totals.up += moved.up;
@@ -280,7 +283,7 @@ impl Relay {
 pub(super) struct Holder {
     pub(super) meter: Option<HolderMeter>,
     pub(super) budget: Arc<RelayBudget>,
-    flows: BTreeMap<u32, (Arc<RelayFlow>, u64)>,
+    flows: BTreeMap<u32, Arc<RelayFlow>>,
     /// The flow that carries packets, if the reservation stands.
     pub(super) open: Option<u32>,
     next_flow: u32,
@@ -344,19 +347,19 @@ impl Holder {
             return;
         }
         self.add_flow(flow);
-        if let (Some(meter), Some((counts, _))) = (&mut self.meter, self.flows.get(&flow)) {
-            meter.open_flow(FlowId(flow), counts.clone(), true);
+        if let (Some(meter), Some(counts)) = (&mut self.meter, self.flows.get(&flow)) {
+            meter.open_flow(FlowId(flow), counts.clone(), TENANT);
         }
     }
 
     fn add_flow(&mut self, flow: u32) {
         let budget = &self.budget;
-        self.flows.entry(flow).or_insert_with(|| (RelayFlow::new(budget.clone()), 0));
+        self.flows.entry(flow).or_insert_with(|| RelayFlow::new(budget.clone()));
         self.open = Some(flow);
     }
 
     pub(super) fn flow(&self) -> Option<&Arc<RelayFlow>> {
-        self.flows.get(&self.open?).map(|(counts, _)| counts)
+        self.flows.get(&self.open?)
     }
 
     /// A packet came by way of the relay; copies are not counted.
@@ -367,15 +370,18 @@ impl Holder {
         }
     }
 
-    /// Payload that reached the service by way of this relay; what the relay is to be told of it.
-    pub(super) fn delivered(&mut self, bytes: u64, step: u64) -> Option<(u32, u64)> {
-        let open = self.open?;
-        let (counts, told) = self.flows.get_mut(&open)?;
-        let total = counts.count_delivered(bytes);
-        let meter = self.meter.as_mut().filter(|_| total - *told >= step)?;
-        *told = total;
-        meter.handle_delivered(FlowId(open), total);
-        Some((open, total))
+    /// Payload reached the service by way of this relay.
+    pub(super) fn delivered(&self, bytes: u64) {
+        if let Some(flow) = self.flow() {
+            flow.count_delivered(bytes);
+        }
+    }
+
+    /// What the relay is to be told of what is granted.
+    pub(super) fn grant(&mut self) -> Option<(u32, u64)> {
+        let (open, meter) = (self.open?, self.meter.as_mut()?);
+        meter.handle_growth(FlowId(open));
+        meter.poll_grant().map(|(flow, granted)| (flow.0, granted))
     }
 
     /// The connection to the relay is lost, and so is the account; the ledger stays.

@@ -8,7 +8,7 @@ use sluice_metering::{
 
 use super::Sabotage;
 use super::carriage::Half;
-use super::network::{Body, Cargo, Control, Packet};
+use super::network::{Body, Cargo, Packet};
 use super::plan::{Party, Path, StreamPlan};
 use super::world::World;
 
@@ -18,8 +18,6 @@ const WRITE_MAX: u64 = 64 << 10;
 const BURST: u64 = 60_000;
 /// Receive window of a session that no relay carries.
 const DIRECT_WINDOW: u64 = 1 << 20;
-/// The relay is told of what was delivered in steps of this many bytes.
-const DELIVERED_STEP: u64 = 16 << 10;
 
 #[derive(Debug)]
 pub(super) struct Stream {
@@ -151,7 +149,8 @@ impl World {
                 if !is_up {
                     // Without a flow there is no way.
                     let Some(flow) = self.holders[i].flow() else { return };
-                    flow.count_sent(packet.bytes(), super::relay::counted(&packet));
+                    flow.count_sent(packet.bytes());
+                    flow.count_small(super::relay::lacking(&packet));
                 }
                 Party::Relay(i)
             }
@@ -291,11 +290,8 @@ impl World {
         gate.payee_mut().handle_read(n, now);
         gate.refund(index, Direction::Up, granted - n);
         self.moved = true;
-        if let Path::Relay(i) = self.paths[1]
-            && let Some((flow, delivered)) = self.holders[i].delivered(n, DELIVERED_STEP)
-        {
-            let grant = Control::Grant { flow, delivered };
-            self.net.deliver(self.now, Party::Relay(i), i, grant);
+        if let Path::Relay(i) = self.paths[1] {
+            self.holders[i].delivered(n);
         }
     }
 

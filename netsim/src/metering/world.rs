@@ -317,9 +317,9 @@ impl World {
                     meter.handle_datagram(&message, now);
                 }
             }
-            Control::Grant { flow, delivered } => {
+            Control::Grant { flow, granted } => {
                 if let Some(process) = &mut self.relays[i].process {
-                    process.grant(flow, delivered);
+                    process.grant(flow, granted);
                 }
             }
             Control::Accept { newest, flow } => {

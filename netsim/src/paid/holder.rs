@@ -1,6 +1,5 @@
 //! A provider that pays its relays: the owner of a reservation and of its account.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -76,14 +75,13 @@ struct Task {
     connection: Option<quinn::Connection>,
     meter: Option<HolderMeter>,
     began: Option<(u64, u64)>,
-    known: BTreeSet<[u8; 32]>,
 }
 
 impl Holder {
     /// Runs until the link's events end.
     pub async fn hold(self, link: RelayLink, mut events: mpsc::Receiver<LinkEvent>) {
-        let (connection, meter, began, known) = Default::default();
-        let mut task = Task { holder: self, link, connection, meter, began, known };
+        let (connection, meter, began) = Default::default();
+        let mut task = Task { holder: self, link, connection, meter, began };
         loop {
             let clock = task.holder.clock.clone();
             let next = task.meter.as_ref().and_then(HolderMeter::poll_timeout);
@@ -137,18 +135,13 @@ impl Task {
                 let _ = reply.send(answer);
             }
             LinkEvent::FlowOpened { flow, counts, initiator } => {
-                let first = self.known.insert(initiator);
-                self.change(|meter, _| meter.open_flow(flow, counts, first)).await;
+                self.change(|meter, _| meter.open_flow(flow, counts, initiator)).await;
             }
             LinkEvent::FlowClosed(flow) => self.change(|meter, _| meter.close_flow(flow)).await,
-            LinkEvent::Delivered { flow, delivered } => {
-                self.change(|meter, _| meter.handle_delivered(flow, delivered)).await;
-                self.link.grant(flow, delivered);
-            }
+            LinkEvent::Grown(flow) => self.change(|meter, _| meter.handle_growth(flow)).await,
             LinkEvent::Down(_) => {
                 self.connection = None;
                 self.meter = None;
-                self.known.clear();
             }
             LinkEvent::Reserved(_)
             | LinkEvent::Forwards(_)
@@ -206,7 +199,6 @@ impl Task {
             self.began.take().unwrap_or_else(|| (budget.sent(), budget.received()));
         let meter = HolderMeter::new(terms, purse, offer.starter_left, newest.as_ref(), budget);
         self.meter = Some(meter.counting_since(sent, received));
-        self.known.clear();
         Ok(accept)
     }
 
@@ -235,6 +227,9 @@ impl Task {
                 // What is lost is repeated until it is acknowledged.
                 let _ = connection.send_datagram(datagram);
             }
+        }
+        while let Some((flow, granted)) = meter.poll_grant() {
+            self.link.grant(flow, granted);
         }
         let mut view = self.holder.view.lock();
         (view.counted, view.stated) = (meter.counted(), meter.stated());

@@ -172,13 +172,17 @@ pub struct CloseFlow {
     #[prost(uint32, tag = "2")]
     pub code: u32,
 }
-/// Holder to relay: payload delivered to the holder on this flow, cumulative; raises the grant.
+/// Holder to relay: what the relay may bill for frames that it sends the holder on this flow, in frame
+/// bytes, cumulative. It comes on top of 64 KiB for each tenant and of 1/8 of the frame bytes that the
+/// holder sent, which need no message. Only the holder knows which packets carried payload, and only the
+/// holder pays: its word decides. It would say less, the relay more; but who says too little only has its
+/// own tenants kept to 16 kbit/s.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Grant {
     #[prost(fixed32, tag = "1")]
     pub flow: u32,
-    #[prost(uint64, tag = "2")]
-    pub delivered: u64,
+    #[prost(uint64, tag = "3")]
+    pub granted: u64,
 }
 /// Relay to holder (and to the flow's other end): the window is used up; 16 kbit/s remain.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

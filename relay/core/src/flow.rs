@@ -13,41 +13,35 @@ use crate::limits::{FedClock, Throttle};
 const PROVISIONAL_PACKETS: u32 = 4;
 /// Bytes to the holder that each pair of holder and tenant starts with, once.
 const GRANT_START: u64 = 64 * 1024;
-/// A packet from the holder counts as at least this. A packet of one keystroke is as long as a bare
-/// acknowledgement, and the relay sees only lengths: so every packet does.
-const GRANT_PACKET_MIN: u64 = 1200;
+/// Of what the holder sent, this part is granted without a word.
+const GRANT_PER_SENT: u64 = 8;
 
-/// What a frame of `len` bytes from the holder counts towards its grant.
-pub(crate) const fn packet_counted_as_sent(len: u64) -> u64 {
-    if len < GRANT_PACKET_MIN { GRANT_PACKET_MIN } else { len }
-}
-
-/// What a holder agreed to be billed for, coming from one tenant: 64 KiB once, 1/8 of what it
-/// sent, 1.5 x what reached it. Outlives the flows between the two; begins anew with each
+/// What a holder agreed to be billed for, coming from one tenant: 64 KiB once, 1/8 of the frame bytes
+/// that it sent, and what it states. Outlives the flows between the two; begins anew with each
 /// acceptance of the holder's, since its own count does.
 #[derive(Debug, Default)]
 pub(crate) struct Grant {
     sent: AtomicU64,
-    delivered: AtomicU64,
+    stated: AtomicU64,
     used: AtomicU64,
 }
 
 impl Grant {
     fn allowed(&self) -> u64 {
-        let sent = self.sent.load(Ordering::Relaxed) / 8;
-        let delivered = self.delivered.load(Ordering::Relaxed);
-        GRANT_START.saturating_add(sent).saturating_add(delivered).saturating_add(delivered / 2)
+        let sent = self.sent.load(Ordering::Relaxed) / GRANT_PER_SENT;
+        let stated = self.stated.load(Ordering::Relaxed);
+        GRANT_START.saturating_add(sent).saturating_add(stated)
     }
 
-    /// Counts what the holder sent, as [`packet_counted_as_sent`] says.
-    pub(crate) fn sent(&self, counted: u64) {
-        self.sent.fetch_add(counted, Ordering::Relaxed);
+    /// Counts frame bytes that the holder sent.
+    pub(crate) fn sent(&self, bytes: u64) {
+        self.sent.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Counts payload that the holder reports as delivered.
-    pub(crate) fn delivered(&self, bytes: u64) {
+    /// Counts frame bytes that the holder grants by its word.
+    fn state(&self, bytes: u64) {
         let add = |before: u64| Some(before.saturating_add(bytes));
-        self.delivered.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok();
+        self.stated.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok();
     }
 
     /// Takes `bytes` if the grant covers them.
@@ -69,7 +63,7 @@ impl Grant {
 
     /// Begins anew, as the holder's own count does when it accepts terms.
     pub(crate) fn renew(&self) {
-        for count in [&self.sent, &self.delivered, &self.used] {
+        for count in [&self.sent, &self.stated, &self.used] {
             count.store(0, Ordering::Relaxed);
         }
     }
@@ -112,8 +106,8 @@ pub(crate) struct Flow {
     state: AtomicU8,
     provisional_left: AtomicU32,
     unpaid: AtomicBool,
-    /// Payload that the holder reported so far.
-    delivered: AtomicU64,
+    /// What the holder granted by its word so far.
+    stated: AtomicU64,
 }
 
 impl Flow {
@@ -133,14 +127,14 @@ impl Flow {
             state: AtomicU8::new(PROVISIONAL),
             provisional_left: AtomicU32::new(PROVISIONAL_PACKETS),
             unpaid: AtomicBool::new(false),
-            delivered: AtomicU64::new(0),
+            stated: AtomicU64::new(0),
         }
     }
 
-    /// Takes the holder's report of payload delivered on this flow, cumulative.
-    pub(crate) fn granted(&self, delivered: u64) {
-        let before = self.delivered.fetch_max(delivered, Ordering::Relaxed);
-        self.grant.delivered(delivered.saturating_sub(before));
+    /// Takes the holder's word for what it grants on this flow, cumulative.
+    pub(crate) fn granted(&self, stated: u64) {
+        let before = self.stated.fetch_max(stated, Ordering::Relaxed);
+        self.grant.state(stated.saturating_sub(before));
     }
 
     pub(crate) const fn end(&self, side: Side) -> &End {

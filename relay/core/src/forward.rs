@@ -9,7 +9,7 @@ use sluice_proto::frame::{self, FrameType, HEADER_LEN, OBSERVE_LEN, Observe};
 
 use crate::account::Way;
 use crate::drops::{Dropped, Drops};
-use crate::flow::{Flow, Side, packet_counted_as_sent};
+use crate::flow::{Flow, Side};
 use crate::leg::{CHALLENGE_LEN, FRAME_MAX, GROUP_MAX, KEEPALIVE_LEN, Leg, ReturnAddress};
 use crate::limits::FedClock;
 use crate::loopback::Loopback;
@@ -325,7 +325,7 @@ impl Forwarder {
         let bytes = bytes_of(accepted, group.len(), stride);
         if let Ok(alarm) = charge(flow, side, bytes) {
             if side == Side::Holder {
-                flow.grant.sent(counted_as_sent(accepted, group.len(), stride));
+                flow.grant.sent(bytes);
             }
             if alarm {
                 out(Output::Event(Event::Alarm(flow.holder.number)));
@@ -354,7 +354,7 @@ impl Forwarder {
         let (kind, passes) = match charge(flow, side, bytes) {
             Ok(alarm) => {
                 if side == Side::Holder {
-                    flow.grant.sent(packet_counted_as_sent(bytes));
+                    flow.grant.sent(bytes);
                 }
                 if alarm {
                     out(Output::Event(Event::Alarm(flow.holder.number)));
@@ -504,14 +504,6 @@ fn charge(flow: &Flow, side: Side, bytes: u64) -> Result<bool, Short> {
         flow.grant.give_back(bytes);
     }
     Err(Short::Window)
-}
-
-/// What the segments in `mask` of a group of `len` bytes count towards the holder's grant.
-fn counted_as_sent(mask: u64, len: usize, stride: usize) -> u64 {
-    let last = (len - 1) / stride;
-    let full = u64::from((mask & !(1 << last)).count_ones());
-    let rest = if mask & (1 << last) == 0 { 0 } else { (len - last * stride) as u64 };
-    full * packet_counted_as_sent(stride as u64) + packet_counted_as_sent(rest)
 }
 
 /// Bytes of the segments in `mask` of a group of `len` bytes.

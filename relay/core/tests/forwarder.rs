@@ -265,30 +265,30 @@ fn a_tenant_that_floods_costs_its_holder_no_more_than_the_grant() {
     let start = 64 * 1024 / 1219 * 1219;
     assert_eq!(p.totals(), (0, start, 2 * 1219));
     assert!(p.lab.forwarder.drops().count(Dropped::Grant) > 100);
-    // The holder's own packets raise it by an eighth, small ones counted as 1,200 bytes.
-    for _ in 0..80 {
-        p.up(&[2; 200]);
+    // The holder's own packets raise it by an eighth, whatever they carry.
+    for _ in 0..800 {
+        p.up(&[2; 181]);
     }
-    for _ in 0..20 {
+    for _ in 0..30 {
         p.down(&[1; 1200]);
     }
-    assert_eq!(p.totals().1, (65_536 + 80 * 1200 / 8) / 1219 * 1219);
-    // What it reports as delivered raises it by one and a half.
-    let grant = |delivered| Kind::Grant(Grant { flow: p.at_holder.0, delivered });
-    for message in [grant(100_000), grant(100_000), grant(50_000)] {
+    assert_eq!(p.totals().1, (65_536 + 800 * 200 / 8) / 1219 * 1219);
+    // What it states on top raises it, once.
+    let grant = |granted| Kind::Grant(Grant { flow: p.at_holder.0, granted });
+    for message in [grant(150_000), grant(150_000), grant(50_000)] {
         p.lab.say(p.holder.leg, message);
     }
     for _ in 0..300 {
         p.down(&[1; 1200]);
     }
-    assert_eq!(p.totals().1, (65_536 + 12_000 + 150_000) / 1219 * 1219);
+    assert_eq!(p.totals().1, (65_536 + 20_000 + 150_000) / 1219 * 1219);
 }
 
 #[test]
 fn only_the_holder_raises_its_grant() {
     let mut p = pair(Some(1 << 30));
     for flow in [p.at_tenant, p.at_holder] {
-        let grant = Grant { flow: flow.0, delivered: 1 << 20 };
+        let grant = Grant { flow: flow.0, granted: 1 << 20 };
         p.lab.say(p.tenant.leg, Kind::Grant(grant));
     }
     for _ in 0..200 {

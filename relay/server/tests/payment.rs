@@ -211,7 +211,7 @@ impl Payer {
         let mut passed = 0;
         tenant.udp.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
         for _ in 0..count {
-            sluice_proto::RelayFlow::new(budget.clone()).count_sent(FRAME, FRAME);
+            sluice_proto::RelayFlow::new(budget.clone()).count_sent(FRAME);
             self.client.send_data(flow, &[7; 1400]);
             self.sent += FRAME;
             let mut buffer = [0; 2048];

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use sluice_metering::{
     Counts, HolderMeter, Lie, PayerEvent, RelayBudget, RelayFlow, RelayMeter, RelayMeterEvent,
-    counted_as_sent, grant_limit, receive_window,
+    grant_limit, receive_window,
 };
 use sluice_proto::wire::pay::{self, pay_datagram::Kind};
 use sluice_proto::{Amount, FlowId, Price};
@@ -13,6 +13,7 @@ use sluice_proto::{Amount, FlowId, Price};
 use crate::support::{WINDOW, encode, price, purse, terms};
 
 const FLOW: FlowId = FlowId(7);
+const TENANT: [u8; 32] = [1; 32];
 
 struct Edge {
     holder: HolderMeter,
@@ -32,7 +33,7 @@ impl Edge {
         let budget = RelayBudget::new(0);
         let mut holder = HolderMeter::new(terms(price), purse, starter_left, None, budget.clone());
         let flow = RelayFlow::new(budget);
-        holder.open_flow(FLOW, flow.clone(), true);
+        holder.open_flow(FLOW, flow.clone(), TENANT);
         let relay = RelayMeter::new(terms(price), channel, starter_left, None);
         let (totals, events, holder_events) = Default::default();
         Self { holder, relay, flow, now: Instant::now(), totals, events, holder_events }
@@ -40,7 +41,7 @@ impl Edge {
 
     /// The holder sends frames and the relay forwards them.
     fn send(&mut self, bytes: u64) {
-        self.flow.count_sent(bytes, counted_as_sent(bytes));
+        self.flow.count_sent(bytes);
         self.totals.up += bytes;
         self.relay.handle_totals(self.totals, self.now);
     }
@@ -187,7 +188,7 @@ fn claim(up: u64, down: u64) -> Bytes {
 #[test]
 fn a_relay_is_paid_no_more_than_was_sent_to_it_or_granted() {
     let mut edge = Edge::new(price(), 0);
-    edge.flow.count_sent(80_000, 80_000);
+    edge.flow.count_sent(80_000);
     let granted = grant_limit(0, 80_000, true);
     for (up, down, honest) in [(80_000, granted, true), (80_001, 0, false), (0, granted + 1, false)]
     {
@@ -204,20 +205,23 @@ fn a_relay_is_paid_no_more_than_was_sent_to_it_or_granted() {
         assert_eq!(edge.holder.stated(), Counts { up: 80_000, down: granted });
     }
     // Payload that was delivered grants more; closing a flow takes nothing back.
-    edge.holder.handle_delivered(FLOW, 100_000);
+    edge.flow.count_delivered(100_000);
+    assert_eq!(edge.holder.counted().down, granted, "the relay was not told");
+    edge.holder.handle_growth(FLOW);
+    assert_eq!(edge.holder.poll_grant(), Some((FLOW, 150_000)));
     let granted = grant_limit(100_000, 80_000, true);
     assert_eq!(edge.holder.counted().down, granted);
     edge.holder.close_flow(FLOW);
     assert_eq!(edge.holder.counted().down, granted);
     let again = RelayFlow::new(edge.holder.budget().clone());
-    edge.holder.open_flow(FLOW, again, false);
+    edge.holder.open_flow(FLOW, again, TENANT);
     assert_eq!(edge.holder.counted().down, granted, "reopening a flow renews nothing");
 }
 
 /// A holder that accepted terms, and the budget of its link, over which `sent` bytes went before.
 fn fresh_holder(sent: u64) -> (HolderMeter, std::sync::Arc<RelayBudget>) {
     let budget = RelayBudget::new(0);
-    RelayFlow::new(budget.clone()).count_sent(sent, sent);
+    RelayFlow::new(budget.clone()).count_sent(sent);
     let purse = purse(1 << 60, 1000);
     (HolderMeter::new(terms(price()), Some(purse), 0, None, budget.clone()), budget)
 }
@@ -235,7 +239,7 @@ fn answer(holder: &mut HolderMeter, claim: &Bytes) -> Option<Counts> {
 fn a_claim_that_overtakes_the_news_of_its_flow_is_no_lie_and_is_paid_when_it_comes_again() {
     let (mut holder, budget) = fresh_holder(0);
     assert_eq!(answer(&mut holder, &claim(0, 500)), Some(Counts::default()), "not yet");
-    holder.open_flow(FLOW, RelayFlow::new(budget), true);
+    holder.open_flow(FLOW, RelayFlow::new(budget), TENANT);
     assert_eq!(answer(&mut holder, &claim(0, 500)), Some(Counts { up: 0, down: 500 }));
     assert_eq!(answer(&mut holder, &claim(0, 500_000)), None, "more than was granted");
 }
@@ -245,8 +249,12 @@ fn a_flow_that_goes_on_grants_what_it_brought_before() {
     let (mut holder, budget) = fresh_holder(0);
     let flow = RelayFlow::new(budget);
     flow.count_delivered(100_000);
-    holder.open_flow(FLOW, flow, true);
-    assert_eq!(holder.counted().down, grant_limit(100_000, 0, true));
+    holder.open_flow(FLOW, flow, TENANT);
+    // The relay grants anew, and hears of it once more, with the credit that the session has by now.
+    let credit = receive_window(100_000) - receive_window(0);
+    assert_eq!(holder.poll_grant(), Some((FLOW, 150_000 + credit + credit / 8)));
+    let carried = credit + credit / 8;
+    assert_eq!(holder.counted().down, grant_limit(100_000, 0, true) + carried);
 }
 
 #[test]
@@ -290,7 +298,7 @@ fn both_go_on_from_the_newest_voucher_after_a_restart() {
     let mut holder =
         HolderMeter::new(terms(price()), Some(purse), 0, Some(&newest), budget.clone());
     let flow = RelayFlow::new(budget);
-    holder.open_flow(FLOW, flow.clone(), false);
+    holder.open_flow(FLOW, flow.clone(), TENANT);
     let before = newest.counts;
     edge = Edge { holder, relay, flow, totals: Counts::default(), ..edge };
     assert_eq!(edge.relay.limit(), WINDOW, "totals begin anew");
@@ -313,4 +321,86 @@ fn an_honest_sender_never_meets_the_grant() {
         assert!(frames <= grant_limit(delivered, 0, true), "at {delivered}");
     }
     assert_eq!(grant_limit(u64::MAX, u64::MAX, true), u64::MAX);
+}
+
+/// What is told to the relay of each flow.
+fn told(holder: &mut HolderMeter) -> Vec<(FlowId, u64)> {
+    std::iter::from_fn(|| holder.poll_grant()).collect()
+}
+
+#[test]
+fn only_packets_with_payload_count_as_large() {
+    let (mut holder, budget) = fresh_holder(0);
+    let flow = RelayFlow::new(budget);
+    holder.open_flow(FLOW, flow.clone(), TENANT);
+    // Ten thousand acknowledgements of 50 bytes need no word, and grant what they are.
+    flow.count_sent(500_000);
+    holder.handle_growth(FLOW);
+    assert_eq!((told(&mut holder), holder.counted().down), (vec![], grant_limit(0, 500_000, true)));
+    // A thousand echoes of 60 bytes.
+    flow.count_sent(60_000);
+    flow.count_small(1_140_000);
+    holder.handle_growth(FLOW);
+    assert_eq!(told(&mut holder), vec![(FLOW, 1_140_000 / 8)]);
+    assert_eq!(holder.counted().down, grant_limit(0, 500_000 + 1_200_000, true));
+    // Little by little is told when time passes, and not each bit of it.
+    flow.count_small(8 * 1000);
+    holder.handle_timeout(Instant::now());
+    assert_eq!(told(&mut holder), vec![]);
+    flow.count_small(8 * 4000);
+    holder.handle_timeout(Instant::now());
+    assert_eq!(told(&mut holder), vec![(FLOW, 1_180_000 / 8)]);
+}
+
+#[test]
+fn an_honest_sender_whose_relay_died_does_not_meet_the_grant_of_the_next() {
+    for before in [1 << 16, 1 << 20, 1 << 25] {
+        let (mut holder, budget) = fresh_holder(0);
+        let flow = RelayFlow::new(budget);
+        holder.open_flow(FLOW, flow.clone(), TENANT);
+        // All credit that was given elsewhere is used here before a byte can be delivered.
+        flow.take_over(receive_window(before));
+        holder.handle_growth(FLOW);
+        let frames = receive_window(before) * 17 / 16;
+        assert!(frames <= holder.counted().down, "after {before}");
+        assert!(holder.counted().down <= grant_limit(0, 0, true) + before * 27 / 64);
+        for after in [1 << 10, 1 << 16, 1 << 20, 1 << 26] {
+            flow.count_delivered(after - flow.delivered());
+            holder.handle_growth(FLOW);
+            // QUIC gives no more until that credit is used up.
+            let payload = receive_window(before).max(after + receive_window(after));
+            assert!(payload * 17 / 16 <= holder.counted().down, "{after} after {before}");
+        }
+    }
+}
+
+#[test]
+fn credit_is_carried_to_a_relay_once_however_often_a_tenant_comes() {
+    let (mut holder, budget) = fresh_holder(0);
+    let open = |holder: &mut HolderMeter, id, tenant, credit| {
+        let flow = RelayFlow::new(budget.clone());
+        holder.open_flow(FlowId(id), flow.clone(), tenant);
+        flow.take_over(credit);
+        holder.handle_growth(FlowId(id));
+        flow
+    };
+    let credit = receive_window(1 << 20);
+    open(&mut holder, 1, TENANT, credit);
+    let once = holder.counted().down;
+    assert!(once > grant_limit(0, 0, true));
+    for id in 2..10 {
+        holder.close_flow(FlowId(id - 1));
+        open(&mut holder, id, TENANT, credit);
+        assert_eq!(holder.counted().down, once, "flow {id}");
+    }
+    open(&mut holder, 10, [2; 32], credit);
+    assert_eq!(holder.counted().down, 2 * once, "another tenant's own");
+    // What came through this relay gave its credit here.
+    let (mut holder, budget) = fresh_holder(0);
+    let flow = RelayFlow::new(budget);
+    holder.open_flow(FLOW, flow.clone(), TENANT);
+    flow.count_delivered(1 << 20);
+    flow.take_over(credit);
+    holder.handle_growth(FLOW);
+    assert_eq!(holder.counted().down, grant_limit(1 << 20, 0, true));
 }

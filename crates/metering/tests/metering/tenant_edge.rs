@@ -267,7 +267,7 @@ fn the_relays_window_holds_bytes_back_until_its_acknowledgement() {
     assert!((18_000..20_000).contains(&first), "{first} and its headers fit");
     let wait = gate.permit(A, Direction::Down, 65_536, now);
     assert!(matches!(wait, Permit::Granted(0..200) | Permit::Wait(Reason::Relay, Some(_))));
-    flow.count_sent(first + first / 16, first + first / 16);
+    flow.count_sent(first + first / 16);
     let Permit::Wait(Reason::Relay, _) = gate.permit(A, Direction::Down, 65_536, now) else {
         panic!("frames use the budget up")
     };

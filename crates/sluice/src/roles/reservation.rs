@@ -1,6 +1,5 @@
 //! A provider's account with one relay: the reservation, its channel and its vouchers.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,7 +60,6 @@ struct Task {
     began: Option<(u64, u64)>,
     /// What pays, once terms were agreed.
     channel: Option<ChannelId>,
-    known: HashSet<[u8; 32]>,
     persisting: Option<tokio::task::JoinHandle<(u64, bool)>>,
     waiting: Option<(u64, VoucherRecord)>,
     seat: Seat,
@@ -84,7 +82,6 @@ pub(crate) async fn hold(
         meter: None,
         began: None,
         channel: None,
-        known: HashSet::new(),
         persisting: None,
         waiting: None,
         seat,
@@ -204,14 +201,10 @@ impl Task {
                 self.tell(state);
             }
             LinkEvent::FlowOpened { flow, counts, initiator } => {
-                let first = self.known.insert(initiator);
-                self.change(|meter, _| meter.open_flow(flow, counts, first));
+                self.change(|meter, _| meter.open_flow(flow, counts, initiator));
             }
             LinkEvent::FlowClosed(flow) => self.change(|meter, _| meter.close_flow(flow)),
-            LinkEvent::Delivered { flow, delivered } => {
-                self.change(|meter, _| meter.handle_delivered(flow, delivered));
-                self.link.grant(flow, delivered);
-            }
+            LinkEvent::Grown(flow) => self.change(|meter, _| meter.handle_growth(flow)),
             LinkEvent::Unpaid(true) => self.tell("waits for payment; 16 kbit/s until then"),
             LinkEvent::Unpaid(false) => self.tell("paid; full speed again"),
             LinkEvent::Draining(within) => {
@@ -227,7 +220,6 @@ impl Task {
                 self.connection = None;
                 self.tell_account();
                 (self.meter, self.waiting) = (None, None);
-                self.known.clear();
                 self.seat.set(Standing::Away);
                 let before = std::mem::replace(&mut self.superseded, self.link.is_superseded());
                 if self.superseded && !before {
@@ -323,7 +315,6 @@ impl Task {
             self.began.take().unwrap_or_else(|| (budget.sent(), budget.received()));
         let meter = HolderMeter::new(terms, purse, offer.starter_left, newest.as_ref(), budget);
         self.meter = Some(meter.counting_since(sent, received));
-        self.known.clear();
         Ok(accept)
     }
 
@@ -351,6 +342,9 @@ impl Task {
                     self.holder.report.tell(&Report::Link { relay, state });
                 }
             }
+        }
+        while let Some((flow, granted)) = meter.poll_grant() {
+            self.link.grant(flow, granted);
         }
         while let Some(datagram) = meter.poll_transmit(now) {
             if let Some(connection) = &self.connection {

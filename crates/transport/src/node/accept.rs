@@ -8,6 +8,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::{CONNECT_TIMEOUT, Inner};
 use crate::epoch::PathEpoch;
+use crate::payload::Watched;
 use crate::peer::{Inputs, Peer, RelayedPath};
 use crate::session::{self, Session};
 use crate::tables::fake_index;
@@ -68,7 +69,8 @@ async fn begin(
     incoming: quinn::Incoming,
     expected: &Expected,
 ) -> Option<quinn::Connection> {
-    let mut config = quinn::ServerConfig::with_crypto(node.server_crypto.clone());
+    let (tls, lacking) = (node.server_crypto.clone(), expected.peer.lacking.clone());
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(Watched { tls, lacking }));
     config.transport_config(session::transport(
         &expected.epoch,
         node.idle_timeout,

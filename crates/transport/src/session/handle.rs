@@ -11,7 +11,7 @@ use sluice_proto::wire::session as wire_session;
 use sluice_proto::{PeerId, RelayAddr, RelayFlow};
 use tokio::sync::watch;
 
-use super::{ACCEPT_WINDOW, RECEIVE_WINDOW};
+use super::{RECEIVE_WINDOW, relayed_window};
 use crate::knock::{decode_candidates, encode_candidates};
 use crate::node::Inner;
 use crate::peer::{Command, Peer, Route};
@@ -128,7 +128,7 @@ impl Session {
         self.peer.command(Command::Candidates(decode_candidates(&candidates.addresses)));
     }
 
-    /// Tells how much payload was delivered to this side's services, in all: raises what a relay may
+    /// Tells how much payload this session delivered to this side's services, in all: raises what a relay may
     /// send, and, while a relay carries the session, sets the receive window that keeps an honest
     /// sender within it.
     pub fn set_delivered(&self, delivered: u64) {
@@ -137,18 +137,19 @@ impl Session {
         let window = match route {
             Some(Route::Relay { leg, flow, counts }) => {
                 // Each relay is told of what came through it alone.
-                let delivered = counts.count_delivered(delivered.saturating_sub(before));
-                let event = crate::LinkEvent::Delivered { flow, delivered };
+                let here = counts.count_delivered(delivered.saturating_sub(before));
                 let links = self.node.links();
                 if let Some(link) = links.into_iter().find(|l| l.relay().addr == leg.relay) {
-                    link.tell(event);
+                    link.tell(crate::LinkEvent::Grown(flow));
                 }
-                u64::from(ACCEPT_WINDOW) + delivered / 8 * 3
+                relayed_window(here)
             }
             Some(Route::Direct(_)) | None => u64::from(RECEIVE_WINDOW),
         };
         let window = u32::try_from(window).unwrap_or(u32::MAX).min(RECEIVE_WINDOW);
         self.peer.receive_window.store(window, Relaxed);
+        let until = self.peer.delivered.load(Relaxed).saturating_add(window.into());
+        self.peer.credit_until.fetch_max(until, Relaxed);
         self.connection.set_receive_window(VarInt::from_u32(window));
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use sluice_proto::frame::{self, FrameKey, FrameType, HEADER_LEN, Header};
 use sluice_proto::wire::control::{Control, Welcome, control::Kind};
-use sluice_proto::wire::encode_addr;
+use sluice_proto::wire::{FEATURE_GRANTED, encode_addr};
 use sluice_proto::{ALPN_RELAY, FlowId, RelayAddr, VERSION};
 use sluice_transport::{MessageReader, export, send_message, server_config};
 
@@ -67,7 +67,7 @@ impl FakeRelay {
         let Some(Kind::Hello(_)) = guest.hear().await else { panic!("no hello") };
         let welcome = Welcome {
             version: VERSION,
-            features: Vec::new(),
+            features: vec![FEATURE_GRANTED.to_owned()],
             leg: LEG,
             observed: encode_addr(guest.at),
             own_flow: OWN_FLOW,

@@ -239,7 +239,7 @@ impl Admission {
             return;
         }
         if let Some(Entry::Flow(flow, Side::Holder)) = self.forwarder.table.find(number) {
-            flow.granted(message.delivered);
+            flow.granted(message.granted);
         }
     }
 

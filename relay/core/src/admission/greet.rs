@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use sluice_proto::frame::FrameKey;
 use sluice_proto::wire::control::{Hello, Welcome, control::Kind};
-use sluice_proto::wire::{FEATURE_FIRST, FEATURE_LOOPBACK, code};
+use sluice_proto::wire::{FEATURE_FIRST, FEATURE_GRANTED, FEATURE_LOOPBACK, code};
 use sluice_proto::{PeerId, VERSION};
 
 use super::{
@@ -138,7 +138,7 @@ impl Admission {
             leg,
             Kind::Welcome(Welcome {
                 version: VERSION,
-                features: vec![FEATURE_LOOPBACK.to_owned()],
+                features: [FEATURE_LOOPBACK, FEATURE_GRANTED].map(str::to_owned).to_vec(),
                 leg: leg.0,
                 observed: at.seen(),
                 own_flow: own_flow.0,
