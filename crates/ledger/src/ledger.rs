@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::db::Db;
 use crate::error::Fault;
-use crate::postgres::{self, Postgres, Server};
+use crate::postgres::{self, Postgres, Server, ServerMark};
 use crate::sqlite::Sqlite;
 use crate::store::Store;
 use crate::writer::Shared;
@@ -64,6 +64,14 @@ impl Ledger {
 
     fn of(store: Store) -> Self {
         Self { shared: Shared::new(store) }
+    }
+
+    /// Where the server stands that holds it; `None` for a file.
+    ///
+    /// # Errors
+    /// [`LedgerError::Server`], or [`LedgerError::Read`] when this user may not ask for it.
+    pub async fn server_mark(&self) -> Result<Option<ServerMark>, LedgerError> {
+        self.read(ServerMark::read).await
     }
 
     /// Whether other processes use it too.

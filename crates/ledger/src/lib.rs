@@ -51,7 +51,7 @@ mod writer;
 pub use error::LedgerError;
 pub use fence::Duty;
 pub use ledger::Ledger;
-pub use postgres::{HOLD_DEFAULT, Server, ServerError};
+pub use postgres::{HOLD_DEFAULT, Server, ServerError, ServerMark};
 pub use recovery::{Found, Recovery, RecoveryError};
 pub use relay::{KNOCKS_MAX, Starter};
 pub use rows::{

@@ -1,5 +1,6 @@
 //! The store on a server that a fleet shares.
 
+mod mark;
 mod schema;
 mod server;
 mod session;
@@ -16,6 +17,7 @@ use crate::error::Fault;
 use crate::writer::{Operation, Outcome, Shared};
 use crate::{Health, LedgerError};
 
+pub use mark::ServerMark;
 pub use server::{HOLD_DEFAULT, Server, ServerError};
 pub(crate) use session::Session;
 

@@ -250,7 +250,7 @@ async fn open_desk(config: &Config, role: &str) -> Result<Desk> {
         Some(dir) => dir.clone(),
         None => State::default_dir(role)?,
     };
-    let state = State::open(&dir, role)?;
+    let mut state = State::open(&dir, role)?;
     let mut identity = Identity::from_state(&state);
     let payee = match role {
         "connect" => &config.wallet.payer,
@@ -259,7 +259,7 @@ async fn open_desk(config: &Config, role: &str) -> Result<Desk> {
     if let Some(path) = payee {
         identity.wallet = wallet::open(path, config.wallet.passphrase_file.as_deref())?;
     }
-    let ledger = ledgers::open(config, Some(role), &state).await?;
+    let ledger = ledgers::open(config, Some(role), &mut state).await?;
     identity.recovery = still_in_doubt(&state, &ledger).await?;
     let payout = match role {
         "relay" => config.relay.payout,
@@ -378,6 +378,8 @@ async fn run_relay(config: &Config, json: bool) -> Result<()> {
     let desk = open_desk(config, "relay").await?;
     let report = Reporter::print(json);
     let kept = keep_channels(config, &desk, &report);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(ledgers::keep_stand(desk.ledger.clone(), desk.state.dir().to_owned()));
     let relay = start_relay(RelayOptions {
         identity: desk.identity,
         bind: config.relay.bind,
@@ -404,6 +406,7 @@ async fn run_relay(config: &Config, json: bool) -> Result<()> {
         () = relay.drain(DRAIN) => {}
         _ = wait_for_stop() => {}
     }
+    tasks.shutdown().await;
     drop((kept, desk.state));
     Ok(())
 }

@@ -10,7 +10,7 @@ mod watch;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use sluice_chain::Chain;
 use sluice_ledger::{ChannelRow, Ledger};
@@ -84,11 +84,11 @@ async fn open_ledger(
     who: &str,
 ) -> Result<(State, Ledger)> {
     let role = args.role.as_deref();
-    let state = match ledgers::is_on_server(config, role) {
+    let mut state = match ledgers::is_on_server(config, role) {
         true => State::open(dir, who)?,
         false => State::open_existing(dir, who)?,
     };
-    let ledger = ledgers::open(config, role, &state).await?;
+    let ledger = ledgers::open(config, role, &mut state).await?;
     Ok((state, ledger))
 }
 
@@ -148,6 +148,10 @@ fn key_of(config: &Config, dir: &Path, role: &str, account: EthAddress) -> Resul
 async fn find(ledger: &Ledger, text: &str) -> Result<ChannelRow> {
     let text = text.to_lowercase();
     let digits = text.strip_prefix("0x").unwrap_or(&text);
+    ensure!(
+        !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        "{text:?} is not the beginning of a channel's id: `sluice channel list` shows them"
+    );
     let mut rows = ledger.channels().await?;
     rows.retain(|row| hex::encode(row.id.0).starts_with(digits));
     match rows.len() {

@@ -1,9 +1,11 @@
 //! Which ledger a role uses: a file in its state directory, or for relays the server of their fleet.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use sluice_ledger::{Ledger, Server};
+use sluice_ledger::{Ledger, Server, ServerMark};
+use sluice_transport::Clock;
 
 use crate::config::Config;
 use crate::state::{State, StateError};
@@ -13,11 +15,49 @@ const FLEET_ROLE: &str = "relay";
 /// Where PostgreSQL's own programs look for a password.
 const PASSWORD: &str = "PGPASSWORD";
 
-/// Opens the ledger of a role, to write it; a relay joins its fleet under its peer id.
-pub(crate) async fn open(config: &Config, role: Option<&str>, state: &State) -> Result<Ledger> {
-    match server(config, role)? {
-        Some(server) => Ok(Ledger::connect(&server, &state.peer().to_string()).await?),
-        None => Ok(Ledger::open(&state.ledger_path())?),
+/// How often a relay writes down where its fleet's server stands: what is brought back from an older
+/// backup than that is noticed.
+const REMEMBER: Duration = Duration::from_secs(60);
+
+/// Opens the ledger of a role, to write it; a relay joins its fleet under its peer id. A recovery begins
+/// when the fleet's server is not as it was left.
+pub(crate) async fn open(config: &Config, role: Option<&str>, state: &mut State) -> Result<Ledger> {
+    let Some(server) = server(config, role)? else {
+        return Ok(Ledger::open(&state.ledger_path())?);
+    };
+    let ledger = Ledger::connect(&server, &state.peer().to_string()).await?;
+    let Some(now) = stand(&ledger).await else { return Ok(ledger) };
+    let before = state.server()?.as_deref().map(ServerMark::parse);
+    // What cannot be read says nothing of what it was.
+    let why = before.and_then(|before| match before {
+        Some(before) => now.differs(&before),
+        None => Some("nothing tells where the ledger's server stood when it was used last"),
+    });
+    if let Some(why) = why {
+        state.doubt(why)?;
+    }
+    State::remember_server(state.dir(), &now.to_string())?;
+    Ok(ledger)
+}
+
+async fn stand(ledger: &Ledger) -> Option<ServerMark> {
+    ledger.server_mark().await.unwrap_or_else(|error| {
+        tracing::warn!("a server that is brought back from a backup will not be noticed: {error}");
+        None
+    })
+}
+
+/// Goes on writing down where the ledger's server stands.
+pub(crate) async fn keep_stand(ledger: Ledger, dir: PathBuf) {
+    let clock = Clock::default();
+    loop {
+        clock.sleep(REMEMBER).await;
+        // One that is away now is asked again.
+        let Ok(now) = ledger.server_mark().await else { continue };
+        let Some(now) = now else { return };
+        if let Err(error) = State::remember_server(&dir, &now.to_string()) {
+            tracing::warn!("{error}");
+        }
     }
 }
 

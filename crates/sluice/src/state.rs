@@ -20,9 +20,12 @@ use zeroize::Zeroizing;
 
 pub use files::StateError;
 
-use files::{Secret, key};
+use files::{Holds, Secret, key};
 
 use crate::wallet::Keystore;
+
+/// Where the server of a fleet's ledger stood when it was looked at last.
+const SERVER: &str = "server";
 
 /// What a wallet's file holds.
 #[derive(Debug)]
@@ -114,7 +117,7 @@ impl State {
     /// # Errors
     /// As for the state's own keys; a file that is missing is not made.
     pub fn wallet_file(path: &Path) -> Result<SecretFile, StateError> {
-        files::read(path, |text| match text.trim_ascii_start().first() {
+        files::read(path, Holds::Wallet, |text| match text.trim_ascii_start().first() {
             Some(b'{') => {
                 Keystore::parse(text).map(SecretFile::Keystore).map_err(|e| e.to_string())
             }
@@ -127,7 +130,7 @@ impl State {
     /// # Errors
     /// As for keys; when it is not UTF-8.
     pub fn first_line(path: &Path) -> Result<Zeroizing<String>, StateError> {
-        files::read(path, |text| {
+        files::read(path, Holds::Password, |text| {
             let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
             let line = line.strip_suffix(b"\r").unwrap_or(line);
             let line = std::str::from_utf8(line).map_err(|_| "it is not UTF-8".to_owned())?;
@@ -197,6 +200,33 @@ impl State {
     #[must_use]
     pub fn recovery(&self) -> &Recovery {
         &self.recovery
+    }
+
+    /// Begins a recovery, for a reason that was found elsewhere than in the directory.
+    ///
+    /// # Errors
+    /// When it cannot be written down.
+    pub fn doubt(&mut self, why: &str) -> Result<(), StateError> {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let found = Found { at_unix_s: since.as_secs(), why: why.to_owned() };
+        self.recovery = Recovery::begin(&Self::recovery_in(&self.dir), &found)?;
+        Ok(())
+    }
+
+    /// What [`remember_server`](Self::remember_server) wrote, if anything.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn server(&self) -> Result<Option<String>, StateError> {
+        origin::read(&self.dir.join(SERVER))
+    }
+
+    /// Writes down where the server of the ledger stands.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn remember_server(dir: &Path, stand: &str) -> Result<(), StateError> {
+        files::make(dir, &dir.join(SERVER), stand.as_bytes())
     }
 
     /// Where a directory's recovery is written down, while one lasts.

@@ -88,6 +88,23 @@ fn a_key_that_others_can_read_is_refused_until_they_cannot() {
 }
 
 #[test]
+fn advice_is_about_what_a_file_holds() {
+    let folder = folder();
+    let path = folder.path().join("password");
+    fs::write(&path, "open sesame\n").expect("writes");
+    chmod(&path, 0o644);
+    let error = State::first_line(&path).expect_err("is exposed").to_string();
+    assert!(error.contains("change the password") && !error.contains("keys"), "{error}");
+    let error = State::wallet_file(&path).map(drop).expect_err("is exposed").to_string();
+    assert!(error.contains("its account") && !error.contains("make new keys"), "{error}");
+    chmod(&path, 0o600);
+    assert_eq!(*State::first_line(&path).expect("reads"), "open sesame");
+    fs::write(&path, [0xFF, b'\n']).expect("writes");
+    let error = State::first_line(&path).expect_err("is no text").to_string();
+    assert!(error.contains("password file") && !error.contains("identity"), "{error}");
+}
+
+#[test]
 fn a_key_that_is_damaged_is_named_and_kept() {
     let folder = folder();
     drop(State::open(folder.path(), "relay").expect("opens"));

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use sluice_ledger::{Duty, Health, LeaseRow, Ledger, LedgerError, Role, Server};
+use sluice_ledger::{Duty, Health, LeaseRow, Ledger, LedgerError, Role, Server, ServerMark};
 use sluice_proto::{Amount, EthAddress};
 use tokio::sync::Mutex;
 use tokio_postgres::Client;
@@ -217,6 +217,28 @@ async fn while_the_server_is_away_nothing_is_accepted_and_then_it_goes_on() {
     assert!(newest.is_some_and(|v| v.up >= 1), "what was accepted is there");
     ledger.record_earned(voucher(LEASE, 2)).await.expect("goes on");
     assert_eq!(ledger.health(), Health::Good);
+}
+
+async fn stand(ledger: &Ledger) -> ServerMark {
+    ledger.server_mark().await.expect("reads").expect("it is on a server")
+}
+
+#[tokio::test]
+async fn a_server_that_was_killed_is_the_same_one_and_tables_made_anew_or_elsewhere_are_not() {
+    let Some(place) = Place::alone().await else { return };
+    let ledger = place.open().await;
+    let before = stand(&ledger).await;
+    ledger.put_lease(lease(LEASE, Role::Payee)).await.expect("puts");
+    place.server.kill();
+    place.server.resume().await;
+    let after = stand(&ledger).await;
+    assert_eq!(after.differs(&before), None);
+    assert!(before.differs(&after).is_some(), "what was written shows");
+    drop(ledger);
+    place.client().await.batch_execute("DROP SCHEMA sluice CASCADE").await.expect("drops");
+    assert!(stand(&place.open().await).await.differs(&after).is_some(), "made anew");
+    let Some(elsewhere) = Place::new().await else { return };
+    assert!(stand(&elsewhere.open().await).await.differs(&after).is_some(), "another server");
 }
 
 #[tokio::test]

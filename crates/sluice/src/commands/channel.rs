@@ -193,6 +193,8 @@ impl Desk {
         let (settler, state) = self.on_chain(config).await?;
         match self.row.role {
             Role::Payee => {
+                // Another process of the fleet may be earning on it at this moment.
+                self.ledger.take_channel(self.row.id).await?;
                 if !accept_loss {
                     self.ensure_newest(&state).await?;
                 }

@@ -39,7 +39,7 @@ pub enum StateError {
     /// Others than its owner may read or change it.
     #[error(
         "{} is open to other users (mode {mode:04o}), who may have taken its secrets: if you trust \
-         them all, run `chmod {wanted:o} {0}`; else delete it and let Sluice make new keys",
+         them all, run `chmod {wanted:o} {0}`; else {otherwise}",
         path.display()
     )]
     Exposed {
@@ -49,6 +49,8 @@ pub enum StateError {
         mode: u32,
         /// The mode it must have.
         wanted: u32,
+        /// What to do where they are not trusted.
+        otherwise: &'static str,
     },
     /// Another user owns it.
     #[error(
@@ -63,19 +65,20 @@ pub enum StateError {
         /// This process's effective user.
         me: u32,
     },
-    /// A key file does not hold its key.
-    #[error(
-        "the key {} is damaged ({what}): restore it from a backup, or delete it to get a new one, \
-         which is another identity or account", path.display()
-    )]
+    /// A file does not hold its key, or its secret.
+    #[error("{holds} {} is damaged ({what}): {remedy}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
         what: String,
+        /// What it should hold.
+        holds: &'static str,
+        /// What to do.
+        remedy: &'static str,
     },
     /// The system refused.
-    #[error("cannot {doing} {}: {source}", path.display())]
+    #[error("cannot {doing} {}", path.display())]
     Io {
         /// What was tried.
         doing: &'static str,
@@ -110,6 +113,45 @@ pub enum StateError {
     Random(String),
 }
 
+/// What a file holds, for advice when it cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Holds {
+    /// What this node made for itself.
+    Own,
+    /// A wallet's key that its owner put there.
+    Wallet,
+    /// A password or a passphrase.
+    Password,
+}
+
+impl Holds {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Own | Self::Wallet => "the key",
+            Self::Password => "the password file",
+        }
+    }
+
+    const fn if_exposed(self) -> &'static str {
+        match self {
+            Self::Own => "delete it and let Sluice make new keys",
+            Self::Wallet => "move what its account has to a new one",
+            Self::Password => "change the password, here and where it is asked for",
+        }
+    }
+
+    const fn if_damaged(self) -> &'static str {
+        match self {
+            Self::Own => {
+                "restore it from a backup, or delete it to get a new one, which is another identity \
+                 or account"
+            }
+            Self::Wallet => "restore it from a backup",
+            Self::Password => "write it anew; its first line is what counts",
+        }
+    }
+}
+
 pub(super) fn failed<'p>(
     doing: &'static str,
     path: &'p Path,
@@ -125,7 +167,7 @@ pub(super) fn make_dir(dir: &Path) -> Result<(), StateError> {
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.create(dir).map_err(failed("make the directory", dir))?;
     let metadata = fs::metadata(dir).map_err(failed("look at", dir))?;
-    guarded(dir, &metadata, 0o022, 0o700)
+    guarded(dir, &metadata, 0o022, 0o700, Holds::Own)
 }
 
 /// Locks the directory, within a second or not at all, until the file is dropped or the process dies.
@@ -200,21 +242,25 @@ pub(super) fn key<T>(
         Err(e) if e.kind() == io::ErrorKind::NotFound => make(dir, &path, &draw()?)?,
         Ok(_) | Err(_) => {}
     }
-    read(&path, parse)
+    read(&path, Holds::Own, parse)
 }
 
-/// Reads a key that must be there.
+/// Reads a file that must be there.
 pub(super) fn read<T>(
     path: &Path,
+    holds: Holds,
     parse: impl FnOnce(&[u8]) -> Result<T, String>,
 ) -> Result<T, StateError> {
-    let file = File::open(path).map_err(failed("open the key", path))?;
-    let metadata = file.metadata().map_err(failed("look at the key", path))?;
-    guarded(path, &metadata, 0o077, 0o600)?;
+    let file = File::open(path).map_err(failed("open", path))?;
+    let metadata = file.metadata().map_err(failed("look at", path))?;
+    guarded(path, &metadata, 0o077, 0o600, holds)?;
     // With room for all that may come, so that no copy is left behind by growing.
     let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_MAX as usize + 1));
-    file.take(KEY_MAX + 1).read_to_end(&mut bytes).map_err(failed("read the key", path))?;
-    parse(&bytes).map_err(|what| StateError::Damaged { path: path.to_owned(), what })
+    file.take(KEY_MAX + 1).read_to_end(&mut bytes).map_err(failed("read", path))?;
+    parse(&bytes).map_err(|what| {
+        let (path, holds, remedy) = (path.to_owned(), holds.name(), holds.if_damaged());
+        StateError::Damaged { path, what, holds, remedy }
+    })
 }
 
 /// Writes beside the place and moves it there once it is synced, so that a crash leaves either no
@@ -269,6 +315,7 @@ fn guarded(
     metadata: &fs::Metadata,
     forbidden: u32,
     wanted: u32,
+    holds: Holds,
 ) -> Result<(), StateError> {
     use std::os::unix::fs::MetadataExt;
     let (owner, me) = (metadata.uid(), rustix::process::geteuid().as_raw());
@@ -277,13 +324,18 @@ fn guarded(
     }
     let mode = metadata.mode() & 0o7777;
     if mode & forbidden != 0 {
-        return Err(StateError::Exposed { path: path.to_owned(), mode, wanted });
+        return Err(StateError::Exposed {
+            path: path.to_owned(),
+            mode,
+            wanted,
+            otherwise: holds.if_exposed(),
+        });
     }
     Ok(())
 }
 
 /// Elsewhere the system's own defaults for a user's files must do.
 #[cfg(not(unix))]
-fn guarded(_: &Path, _: &fs::Metadata, _: u32, _: u32) -> Result<(), StateError> {
+fn guarded(_: &Path, _: &fs::Metadata, _: u32, _: u32, _: Holds) -> Result<(), StateError> {
     Ok(())
 }

@@ -89,7 +89,8 @@ impl Place {
     }
 }
 
-fn read(path: &Path) -> Result<Option<String>, StateError> {
+/// A small file, if it is there.
+pub(super) fn read(path: &Path) -> Result<Option<String>, StateError> {
     let mut bytes = Vec::new();
     match File::open(path) {
         Ok(file) => file.take(FILE_MAX).read_to_end(&mut bytes).map_err(failed("read", path))?,
