@@ -91,9 +91,8 @@ fn is_text(arg: &Arg) -> bool {
 
 /// Parses a command line that is wrong; what is said of it.
 fn refusal(line: &[String]) -> Result<String> {
-    let error = match Cli::command().try_get_matches_from(line) {
-        Ok(_) => anyhow::bail!("{line:?} was taken"),
-        Err(error) => error,
+    let Err(error) = Cli::command().try_get_matches_from(line) else {
+        anyhow::bail!("{line:?} was taken");
     };
     ensure!(error.exit_code() == USAGE, "{line:?}: exit code {}", error.exit_code());
     Ok(error.to_string())
