@@ -3,7 +3,7 @@
 //! Blocks may be undone at any time, so nothing that was done is believed to stay done: each look
 //! compares the ledger with the chain, and what is missing there is done again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -225,30 +225,54 @@ impl Payer<'_> {
         Ok(())
     }
 
+    /// Tops up what runs dry. What is wanted and could not be looked into stays wanted.
     async fn top_up(&mut self) -> Result<()> {
-        let wanted = self.options.deposits.take_wanted();
+        let mut wanted = self.options.deposits.take_wanted();
         let mut outcome = Ok(());
-        for row in self.channels().await?.iter().filter(|r| r.status == ChannelStatus::Open) {
-            let newest = self.options.ledger.newest_on_channel(row.id, Role::Payer).await?;
-            let signed = newest.map_or(Amount(0), |voucher| voucher.amount);
-            let before = self.signed.insert(row.id, signed);
-            let due = wanted.get(&row.id).copied();
-            // A deposit that no longer covers what was signed lost a top-up with its block.
-            let is_short = signed > row.deposit;
-            let due = if is_short { Some(due.unwrap_or_default().max(signed)) } else { due };
-            if due.is_none() && before.unwrap_or_default() == signed {
-                continue;
-            }
-            if let Err(error) = self.top_up_one(row, signed, due.unwrap_or_default()).await {
-                // Looked at again, also when nothing moves meanwhile.
-                self.signed.remove(&row.id);
-                if let Some(due) = due {
-                    self.options.deposits.want_later(row.id, due);
+        match self.channels().await {
+            Ok(rows) => {
+                for row in rows.iter().filter(|row| row.status == ChannelStatus::Open) {
+                    let due = wanted.remove(&row.id);
+                    outcome = outcome.and(self.look_into(row, due).await);
                 }
-                outcome = outcome.and(Err(error));
+                // A close may yet be undone with its block; what is closed for good wants nothing.
+                let is_closing = |row: &&ChannelRow| row.status == ChannelStatus::Closing;
+                let closing: HashSet<_> = rows.iter().filter(is_closing).map(|r| r.id).collect();
+                wanted.retain(|channel, _| closing.contains(channel));
+            }
+            Err(error) => outcome = Err(error),
+        }
+        for (channel, due) in wanted {
+            self.options.deposits.want_later(channel, due);
+        }
+        outcome
+    }
+
+    /// Tops up a channel if what was signed on it grew, or if `due` is wanted; this is asked for again
+    /// when it fails.
+    async fn look_into(&mut self, row: &ChannelRow, due: Option<Amount>) -> Result<()> {
+        let outcome = self.try_look_into(row, due).await;
+        if outcome.is_err() {
+            // Also when nothing moves meanwhile.
+            self.signed.remove(&row.id);
+            if let Some(due) = due {
+                self.options.deposits.want_later(row.id, due);
             }
         }
         outcome
+    }
+
+    async fn try_look_into(&mut self, row: &ChannelRow, due: Option<Amount>) -> Result<()> {
+        let newest = self.options.ledger.newest_on_channel(row.id, Role::Payer).await?;
+        let signed = newest.map_or(Amount(0), |voucher| voucher.amount);
+        let before = self.signed.insert(row.id, signed);
+        // A deposit that no longer covers what was signed lost a top-up with its block.
+        let is_short = signed > row.deposit;
+        let due = if is_short { Some(due.unwrap_or_default().max(signed)) } else { due };
+        if due.is_none() && before.unwrap_or_default() == signed {
+            return Ok(());
+        }
+        self.top_up_one(row, signed, due.unwrap_or_default()).await
     }
 
     async fn top_up_one(&mut self, row: &ChannelRow, signed: Amount, due: Amount) -> Result<()> {
@@ -264,10 +288,17 @@ impl Payer<'_> {
             }
             return Ok(());
         };
-        let state = settler.chain.channel(&row.key, View::Latest).await?;
-        let Some(state) = state.filter(|s| !s.closed && s.closing_at_unix_s.is_none()) else {
+        let Some(state) = settler.chain.channel(&row.key, View::Latest).await? else {
+            // Its opening was undone, and is sent again.
+            self.signed.remove(&row.id);
+            if due.0 > 0 {
+                deposits.want_later(row.id, due);
+            }
             return Ok(());
         };
+        if state.closed || state.closing_at_unix_s.is_some() {
+            return Ok(());
+        }
         if state.deposit != row.deposit {
             // Somebody else topped it up, or a reorganisation undid ours.
             follow(ledger, row.id, &state, false).await;
