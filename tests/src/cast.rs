@@ -26,6 +26,8 @@ const DEPOSIT: Amount = Amount(1 << 35);
 const PERIOD_S: u32 = 48 * 3600;
 /// Windows on a deposit that is not final.
 const UNFINAL_CREDIT: u64 = 64;
+/// Channels that are in use are looked at this often.
+const LOOK: Duration = Duration::from_millis(200);
 /// A provider's windows are the smallest.
 const RATE_MAX: u64 = 10_000_000;
 /// A relay does not slow anybody down.
@@ -107,7 +109,17 @@ impl Cast {
                 let (top_up, deposits) = (None, Deposits::default());
                 let wallet = wallet.clone();
                 let (period_s, unfinal_credit) = (PERIOD_S, UNFINAL_CREDIT);
-                Some(Money { chain, wallet, payout, period_s, unfinal_credit, top_up, deposits })
+                let look = LOOK;
+                Some(Money {
+                    chain,
+                    wallet,
+                    payout,
+                    period_s,
+                    unfinal_credit,
+                    look,
+                    top_up,
+                    deposits,
+                })
             }
         };
         let identity = Identity {

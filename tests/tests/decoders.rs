@@ -630,7 +630,8 @@ fn what_a_restored_node_remembers() {
     let path = State::recovery_in(dir.path());
     let found = Found { at_unix_s: 9, why: "copied".to_owned() };
     let recovery = Recovery::begin(&path, &found).expect("a disk");
-    recovery.settle(LeaseId([7; 32])).expect("a disk");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(recovery.settle(LeaseId([7; 32]))).expect("a disk");
     drop(State::open(dir.path(), "relay").expect("a directory"));
     let files = [path, dir.path().join("instance"), dir.path().join("seal")];
     let genuine = files.clone().map(|file| std::fs::read(file).expect("a file"));

@@ -113,7 +113,7 @@ fn a_day_without_a_node_while_payers_close_costs_nobody_anything() -> Result<()>
     let Three { mut tenant, mut provider, mut relay, .. } = three;
     let ended = tenant.process.event(0, "session_ended")?;
     let reason = ended["reason"].as_str().unwrap_or_default();
-    ensure!(reason.contains("closes the channel"), "{ended}");
+    ensure!(reason.contains("closed by its payer"), "{ended}");
     tenant.process.stop()?;
     provider.process.stop()?;
     // Its last vouchers came with the end.

@@ -229,10 +229,11 @@ impl LedgerError {
         )
     }
 
-    /// Whether the same may be asked again, and succeeds once the ledger's server is back.
+    /// Whether the same may be asked again, and succeeds once the ledger's server is back or there is
+    /// room on its disk.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Server { .. })
+        matches!(self, Self::Server { .. } | Self::Write { retry: true, .. })
     }
 }
 

@@ -57,6 +57,10 @@ struct Shared {
     path: PathBuf,
     found: Found,
     settled: Mutex<BTreeSet<LeaseId>>,
+    /// Heard, and not yet on the disk.
+    heard: Mutex<BTreeSet<LeaseId>>,
+    /// Held by whoever writes.
+    writing: tokio::sync::Mutex<()>,
 }
 
 /// What was found, and when.
@@ -117,8 +121,9 @@ impl Recovery {
     }
 
     fn of(path: &Path, found: Found, settled: BTreeSet<LeaseId>) -> Self {
-        let settled = Mutex::new(settled);
-        Self(Some(Arc::new(Shared { path: path.to_owned(), found, settled })))
+        let (path, settled) = (path.to_owned(), Mutex::new(settled));
+        let (heard, writing) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self(Some(Arc::new(Shared { path, found, settled, heard, writing })))
     }
 
     /// What was found, while a recovery lasts.
@@ -134,21 +139,26 @@ impl Recovery {
     }
 
     /// The other side of a lease showed its newest voucher, and the higher of both is in the ledger.
-    /// Durable when it returns. It takes a sync of the disk once for each lease.
+    /// Durable when it returns. It takes a sync of the disk once for each lease, and one for all that
+    /// are heard meanwhile.
     ///
     /// # Errors
     /// When the file cannot be written: the lease stays in doubt.
-    pub fn settle(&self, lease: LeaseId) -> Result<(), RecoveryError> {
+    pub async fn settle(&self, lease: LeaseId) -> Result<(), RecoveryError> {
         let Some(shared) = self.0.as_ref().filter(|_| self.doubts(lease)) else { return Ok(()) };
-        let mut settled = shared.settled.lock();
-        let write = || {
-            let mut file = OpenOptions::new().append(true).open(&shared.path)?;
-            // On a line of its own, also where a crash cut off the one before.
-            file.write_all(format!("\nsettled {}\n", hex::encode(lease.0)).as_bytes())?;
-            file.sync_all()
-        };
-        write().map_err(failed("write", &shared.path))?;
-        settled.insert(lease);
+        shared.heard.lock().insert(lease);
+        let _alone = shared.writing.lock().await;
+        if !self.doubts(lease) {
+            return Ok(());
+        }
+        let mut all = std::mem::take(&mut *shared.heard.lock());
+        // Taken before by one that could not write it.
+        all.insert(lease);
+        let writer = shared.clone();
+        let written = tokio::task::spawn_blocking(move || writer.write(&all).map(|()| all));
+        let written = written.await.unwrap_or_else(|gone| Err(io::Error::other(gone)));
+        let written = written.map_err(failed("write", &shared.path))?;
+        shared.settled.lock().extend(written);
         Ok(())
     }
 
@@ -162,6 +172,16 @@ impl Recovery {
             Ok(()) | Err(_) => sync_folder(path),
         };
         remove().map_err(failed("remove", path))
+    }
+}
+
+impl Shared {
+    fn write(&self, leases: &BTreeSet<LeaseId>) -> io::Result<()> {
+        let mut file = OpenOptions::new().append(true).open(&self.path)?;
+        // On a line of its own, also where a crash cut off the one before.
+        let lines = leases.iter().map(|lease| format!("\nsettled {}\n", hex::encode(lease.0)));
+        file.write_all(lines.collect::<String>().as_bytes())?;
+        file.sync_all()
     }
 }
 

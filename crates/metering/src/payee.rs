@@ -131,6 +131,8 @@ impl Payee {
         self.claimed = counts.up;
         self.claim.stop();
         self.poke = None;
+        // The ledger took the terms of this session, so it can be written again.
+        self.ledger_failed = false;
         self.wake();
     }
 
@@ -289,6 +291,16 @@ impl Payee {
     pub fn handle_deposit(&mut self, deposit: Amount) {
         if let Some(channel) = self.till.channel().copied() {
             self.handle_channel(Channel { deposit, ..channel });
+        }
+    }
+
+    /// The payer's channel ends, or may have ended: nothing more is given on it. What was given may
+    /// still be paid, until it is known to be [open](Self::handle_deposit) again.
+    pub fn handle_channel_ends(&mut self) {
+        let Some(channel) = self.till.channel().copied() else { return };
+        let counts = Counts { up: self.read.saturating_add(self.reading), down: self.sent };
+        if let Some(due) = due(self.till.terms(), Some(&channel), counts) {
+            self.till.set_channel(Channel { deposit: channel.deposit.min(due), ..channel });
         }
     }
 

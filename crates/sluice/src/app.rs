@@ -275,7 +275,8 @@ async fn open_desk(config: &Config, role: &str) -> Result<Desk> {
             let top_up = top_up_rule(config, role);
             let deposits = Deposits::default();
             let unfinal_credit = config.provide.unfinal_credit_windows.into();
-            Some(Money { chain, wallet, payout, period_s, unfinal_credit, top_up, deposits })
+            let look = config.chain.look;
+            Some(Money { chain, wallet, payout, period_s, unfinal_credit, look, top_up, deposits })
         }
         None => None,
     };

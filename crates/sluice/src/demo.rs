@@ -48,6 +48,8 @@ const RATE_MAX: u64 = 10_000_000_000;
 const PERIOD_S: u32 = 72 * 3600;
 /// Windows on a deposit that is not final.
 const UNFINAL_CREDIT: u64 = 64;
+/// Channels that are in use are looked at this often.
+const LOOK: Duration = Duration::from_secs(60);
 /// The direct path must be found within this once it is allowed.
 const DIRECT_WITHIN: Duration = Duration::from_secs(15);
 
@@ -219,8 +221,9 @@ impl Player {
         let (top_up, deposits) = (None, Deposits::default());
         let chain = chain.clone();
         let period_s = PERIOD_S;
-        let unfinal_credit = UNFINAL_CREDIT;
-        let money = Money { chain, wallet, payout, period_s, unfinal_credit, top_up, deposits };
+        let (unfinal_credit, look) = (UNFINAL_CREDIT, LOOK);
+        let money =
+            Money { chain, wallet, payout, period_s, unfinal_credit, look, top_up, deposits };
         Ok(Self { identity, ledger, money, _state: state })
     }
 }

@@ -10,8 +10,10 @@ mod provide;
 mod relay;
 mod report;
 mod reservation;
+mod sight;
 mod starts;
 mod stop;
+mod vouchers;
 
 pub use channel::Money;
 pub use connect::{Connect, ConnectOptions};

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sluice_metering::{
-    Evidence, Gate, Payee, PayeeEvent, Payer, PayerEvent, Reason, RelayFlow, VoucherRecord,
+    Channel, Evidence, Gate, Payee, PayeeEvent, Payer, PayerEvent, Reason, RelayFlow, VoucherRecord,
 };
 use sluice_proto::Amount;
 use sluice_transport::Clock;
@@ -295,6 +295,26 @@ impl Account {
             Meter::Closed(_) => {}
         });
         self.wake();
+    }
+
+    /// The payee's view of the channel that pays from now on.
+    pub fn set_channel(&self, channel: Channel) {
+        self.change(|meter, _| {
+            if let Meter::Payee(gate) = meter {
+                gate.payee_mut().handle_channel(channel);
+            }
+        });
+        self.wake();
+    }
+
+    /// The channel ends, or may have ended: the payee gives nothing more on it. What it gave may still
+    /// be paid.
+    pub fn channel_ends(&self) {
+        self.change(|meter, _| {
+            if let Meter::Payee(gate) = meter {
+                gate.payee_mut().handle_channel_ends();
+            }
+        });
     }
 
     /// The newest voucher: signed (payer), or earned and durable (payee).

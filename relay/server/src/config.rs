@@ -25,17 +25,20 @@ pub struct RelayPayment {
     pub period_s: u32,
     /// Windows of credit on a deposit that is on-chain but not final yet.
     pub unfinal_credit: u64,
+    /// How often channels that are in use are looked at.
+    pub look: Duration,
     /// What is in doubt after the state directory was found copied or restored.
     pub recovery: Recovery,
 }
 
 impl RelayPayment {
-    /// With the default period of 48 hours and a credit of 64 windows.
+    /// With the default period of 48 hours, a credit of 64 windows and a look each 30 s.
     #[must_use]
     pub const fn new(ledger: Ledger, chain: Chain, payee: EthAddress, payout: EthAddress) -> Self {
         let (period_s, unfinal_credit) = (48 * 3600, 64);
+        let look = Duration::from_secs(30);
         let recovery = Recovery::none();
-        Self { ledger, chain, payee, payout, period_s, unfinal_credit, recovery }
+        Self { ledger, chain, payee, payout, period_s, unfinal_credit, look, recovery }
     }
 }
 

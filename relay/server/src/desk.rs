@@ -318,7 +318,7 @@ impl Shared {
         if let Some(forgotten) = resumed.forgotten() {
             payment.ledger.record_earned(stored(forgotten.clone())).await?;
         }
-        self.settled(payment, terms.lease);
+        self.settled(payment, terms.lease).await;
         // What was on its way when a connection broke is at most a window.
         if resumed.standing == Standing::Behind && resumed.gap > terms.window {
             tracing::warn!(
@@ -344,8 +344,8 @@ impl Shared {
     }
 
     /// The holder was heard: this lease is in no doubt any more.
-    fn settled(&self, payment: &RelayPayment, lease: LeaseId) {
-        if let Err(error) = payment.recovery.settle(lease) {
+    async fn settled(&self, payment: &RelayPayment, lease: LeaseId) {
+        if let Err(error) = payment.recovery.settle(lease).await {
             tracing::warn!(%lease, "the lease stays in doubt: {error}");
         }
     }

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sluice_ledger::StoredVoucher;
-use sluice_metering::{Counts, Debt, Lie, RelayMeter, RelayMeterEvent, Terms, VoucherRecord};
+use sluice_metering::{
+    Counts, Debt, Lie, RelayMeter, RelayMeterEvent, Sight, Terms, VoucherRecord,
+};
 use sluice_proto::{Amount, LeaseId, PeerId};
 use sluice_relay_core::{Account, AccountTotals, LegId};
 use tokio::sync::Notify;
@@ -76,8 +78,8 @@ struct Meter {
     due: Option<Instant>,
     pending: Option<(u64, VoucherRecord)>,
     persisting: bool,
-    read_at: Option<Instant>,
-    read_total: u64,
+    /// Of its channel, if it has one.
+    sight: Option<Sight>,
     lies: u64,
 }
 
@@ -240,8 +242,9 @@ impl Shared {
             due: None,
             pending: None,
             persisting: false,
-            read_at: None,
-            read_total: 0,
+            sight: self.desk.payment().zip(new.shown).map(|(payment, shown)| {
+                Sight::new(shown.state.period_s, payment.look, self.desk.now())
+            }),
             lies: 0,
             new,
         };
@@ -369,10 +372,12 @@ fn take_events(peer: &PeerId, meter: &mut Meter, todo: &mut Todo, now: Instant) 
                 meter.lies = meter.lies.saturating_add(1);
                 let lie = &evidence.lie;
                 tracing::warn!(holder = %peer, %lie, lies = meter.lies, "a pay message is false");
-                let rested =
-                    meter.read_at.is_none_or(|at| now.saturating_duration_since(at) >= READ_AGAIN);
-                if matches!(lie, Lie::OverDeposit { .. }) && rested {
-                    meter.read_at = Some(now);
+                let over = matches!(lie, Lie::OverDeposit { .. });
+                let total = meter.new.account.total();
+                if let Some(sight) = meter.sight.as_mut().filter(|_| over)
+                    && now.saturating_duration_since(sight.looked()) >= READ_AGAIN
+                {
+                    sight.handle_look(total, now);
                     todo.read = true;
                 }
             }

@@ -7,6 +7,7 @@ mod codec;
 mod honest;
 mod liars;
 mod relay_edge;
+mod sight;
 mod support;
 mod tenant_edge;
 mod world;

@@ -2,6 +2,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "the salt of a channel is drawn here")]
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use sluice_chain::{Chain, ChannelState, View};
@@ -16,7 +18,7 @@ use crate::settle::Deposits;
 /// Attempts to see a channel that the payer says it opened ..
 const LOOKS: u32 = 10;
 /// .. and the wait between them.
-const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(500);
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// What a role pays with, or is paid to.
 #[derive(Debug, Clone)]
@@ -31,6 +33,8 @@ pub struct Money {
     pub period_s: u32,
     /// Windows that are served on a deposit that is included but not final.
     pub unfinal_credit: u64,
+    /// How often channels that are in use are looked at.
+    pub look: Duration,
     /// When to add to deposits; `None`: never.
     pub top_up: Option<TopUpRule>,
     /// Between accounts that use up deposits and the task that tops them up.

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use parking_lot::Mutex;
-use sluice_ledger::{Ledger, LedgerError, Role, StoredVoucher};
-use sluice_metering::{Evidence, Lie, Payer};
+use sluice_ledger::{Ledger, Role};
+use sluice_metering::{Lie, Payer};
 use sluice_proto::wire::code;
 use sluice_proto::wire::session::{Goodbye, session::Kind};
 use sluice_proto::{
@@ -17,23 +17,22 @@ use sluice_transport::{
     AcceptPolicy, Clock, ConnectError, NatOptions, Network, Node, NodeConfig, NoiseKeys, PathBytes,
     Random, RelayLink, Session,
 };
-use sluice_tunnel::{Account, AccountOptions, Link, Persist, Snapshot, listen};
+use sluice_tunnel::{Account, AccountOptions, Link, Snapshot, listen};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use super::channel::Money;
 use super::control::Control;
-use super::edge::{Agreed, Guest, Superseded, stored};
+use super::edge::{Agreed, Guest, Superseded};
 use super::identity::Identity;
 use super::report::{Report, Reporter};
+use super::vouchers::{keep_vouchers, tell_lies};
 use crate::config::DirectPolicy;
 use crate::settle::{Deposits, Growth};
 
 /// The provider has so long to answer a goodbye: it claims what is open first.
 const GOODBYE: Duration = Duration::from_secs(5);
-/// At price 0 counts are written down this often at most.
-const FREE_RECORDS: Duration = Duration::from_millis(500);
 /// Relays that are kept in hand.
 const RELAYS_MAX: usize = 12;
 /// Another relay is tried beside one that has not led to the provider within this ..
@@ -609,68 +608,5 @@ async fn tell_exhausted(
             "the deposit of {deposit} is used up ({due} is due): nothing more is paid until the \
              channel is topped up"
         );
-    }
-}
-
-/// Makes vouchers durable; of those that wait, only the newest matters.
-pub(crate) async fn keep_vouchers(
-    ledger: Ledger,
-    role: Role,
-    mut kept: mpsc::UnboundedReceiver<Persist>,
-) {
-    // At price 0 counts are for the record: nobody waits for the disk.
-    let mut free: Option<StoredVoucher> = None;
-    let mut tick = tokio::time::interval(FREE_RECORDS);
-    loop {
-        let mut persist = tokio::select! {
-            biased;
-            persist = kept.recv() => match persist {
-                Some(persist) => persist,
-                None => break,
-            },
-            _ = tick.tick(), if free.is_some() => {
-                write_free(&ledger, role, free.take()).await;
-                continue;
-            }
-        };
-        while let Ok(newer) = kept.try_recv() {
-            persist = newer;
-        }
-        let row = stored(&persist.record);
-        if row.voucher.signature.is_empty() {
-            persist.done(true);
-            free = Some(row);
-            continue;
-        }
-        let done = record(&ledger, role, row).await;
-        if let Err(error) = &done {
-            tracing::error!("{error}: nothing more is signed or sold on this lease");
-        }
-        persist.done(done.is_ok());
-    }
-    write_free(&ledger, role, free).await;
-}
-
-async fn write_free(ledger: &Ledger, role: Role, row: Option<StoredVoucher>) {
-    let Some(row) = row else { return };
-    if let Err(error) = record(ledger, role, row).await {
-        tracing::warn!("{error}: the counts of a free lease were not written down");
-    }
-}
-
-async fn record(ledger: &Ledger, role: Role, row: StoredVoucher) -> Result<(), LedgerError> {
-    match role {
-        Role::Payer => ledger.record_signed(row).await,
-        Role::Payee => ledger.record_earned(row).await,
-    }
-}
-
-pub(crate) async fn tell_lies(
-    report: Reporter,
-    peer: PeerId,
-    mut told: mpsc::UnboundedReceiver<Evidence>,
-) {
-    while let Some(evidence) = told.recv().await {
-        report.tell(&Report::Lie { peer, what: evidence.lie.to_string() });
     }
 }

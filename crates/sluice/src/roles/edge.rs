@@ -164,7 +164,7 @@ impl Host {
         if let Some(forgotten) = resumed.forgotten() {
             self.ledger.record_earned(stored(forgotten)).await?;
         }
-        self.recovery.settle(terms.lease)?;
+        self.recovery.settle(terms.lease).await?;
         let ready = session::Ready { session: session_number };
         control.send(session::session::Kind::Ready(ready)).await?;
         Ok(Agreed {
@@ -359,7 +359,7 @@ impl Guest {
         if let Some(forgotten) = resumed.forgotten() {
             self.ledger.record_signed(stored(forgotten)).await?;
         }
-        self.recovery.settle(terms.lease)?;
+        self.recovery.settle(terms.lease).await?;
         let mut accept = accept_terms(&self.key, &signed.terms);
         accept.newest = resumed.newest.as_ref().map(|v| v.voucher.clone());
         accept.channel = match (&purse, &key) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use parking_lot::Mutex;
-use sluice_ledger::{ChannelStatus, Ledger};
+use sluice_ledger::Ledger;
 use sluice_metering::{Lie, Payee};
 use sluice_proto::wire::code;
 use sluice_proto::wire::session::{Goodbye, Relays, session::Kind};
@@ -29,16 +29,16 @@ use super::edge::{Agreed, Host};
 use super::identity::Identity;
 use super::report::{Report, Reporter};
 use super::reservation::{Ask, Holder, hold};
+use super::sight::Served;
 use super::starts::Starts;
+use super::vouchers::{keep_vouchers, tell_lies};
 use crate::config::DirectPolicy;
-use crate::roles::connect::{keep_vouchers, tell_lies, tell_warm};
+use crate::roles::connect::tell_warm;
 
 /// The first relay must give a reservation within this.
 const FIRST_RELAY: Duration = Duration::from_secs(30);
 /// Events of a link that wait for their task.
 const LINK_EVENTS: usize = 1024;
-/// A channel whose deposit is used up is looked at this often.
-const DEPOSIT_LOOK: Duration = Duration::from_secs(2);
 /// A lease lasts this long.
 const LEASE: Duration = Duration::from_secs(30 * 86_400);
 /// Payload between reports of what was delivered.
@@ -385,8 +385,16 @@ async fn serve_session(shared: Arc<Shared>, session: Session) {
     tasks.spawn(tell_warm(session.clone(), shared.report.clone()));
     tasks.spawn(follow_control(shared.clone(), live.clone(), agreed.control));
     if let (Some(channel), Some(money)) = (agreed.channel, shared.host.money.clone()) {
-        let terms = agreed.terms.clone();
-        tasks.spawn(follow_channel(shared.clone(), live.clone(), money, terms, channel.id));
+        let served = Served {
+            session: session.clone(),
+            account: account.clone(),
+            terms: agreed.terms.clone(),
+            channel: channel.id,
+            money,
+            ledger: shared.host.ledger.clone(),
+            clock: shared.clock.clone(),
+        };
+        tasks.spawn(served.follow_channel());
     }
     let connection = session.connection().clone();
     let ended = serve(connection, shared.services.clone(), account.clone()).await;
@@ -447,6 +455,10 @@ fn open_account(shared: &Arc<Shared>, session: &Session, agreed: &Agreed) -> Opt
         }
     };
     let account = account?;
+    // It may have begun without a channel, or hold more by now than in the session before.
+    if let Some(channel) = agreed.channel {
+        account.set_channel(channel);
+    }
     if leases.len() >= LEASES_MAX {
         let live = shared.live.lock();
         leases.retain(|_, a| live.iter().any(|l| l.account.is(a)));
@@ -535,35 +547,6 @@ async fn follow_control(
             | Kind::Accept(_)
             | Kind::Ready(_)
             | Kind::Refusal(_) => return,
-        }
-    }
-}
-
-/// Looks for a top-up, and for what became final, while the deposit holds bytes back; and ends the
-/// session once its channel ends, since what is earned after that may be worth nothing. Whoever
-/// redeems keeps the ledger up to date.
-async fn follow_channel(
-    shared: Arc<Shared>,
-    live: Arc<Live>,
-    money: Money,
-    terms: sluice_metering::Terms,
-    channel: sluice_proto::ChannelId,
-) {
-    loop {
-        shared.clock.sleep(DEPOSIT_LOOK).await;
-        let Ok(Some(row)) = shared.host.ledger.channel(channel).await else { continue };
-        if row.status != ChannelStatus::Open {
-            return live
-                .session
-                .close(code::CHANNEL, "its payer closes the channel that pays for it");
-        }
-        if live.account.snapshot().stalled != Some(sluice_metering::Reason::Deposit) {
-            continue;
-        }
-        if let Ok(Some(state)) = money.chain.channel(&row.key, sluice_chain::View::Latest).await
-            && let Ok(deposit) = money.usable(&state, &terms).await
-        {
-            live.account.set_deposit(deposit);
         }
     }
 }

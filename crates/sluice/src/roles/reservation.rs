@@ -1,6 +1,7 @@
 //! A provider's account with one relay: the reservation, its channel and its vouchers.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -18,6 +19,7 @@ use super::advertise::{Seat, Standing};
 use super::channel::{Money, bind};
 use super::edge::{record, stored};
 use super::report::{Report, Reporter};
+use super::vouchers::LEDGER_AGAIN;
 
 /// The task looks again after this at the latest: whether a relay that is silent lost frames.
 const LOOK: Duration = Duration::from_secs(1);
@@ -41,7 +43,7 @@ pub(crate) struct Holder {
     pub(crate) clock: Clock,
     /// Called when a relay acknowledged payment: bytes may flow again.
     pub(crate) wake: Arc<dyn Fn() + Send + Sync>,
-    pub(crate) gas: Arc<std::sync::atomic::AtomicU64>,
+    pub(crate) gas: Arc<AtomicU64>,
     pub(crate) recovery: Recovery,
 }
 
@@ -61,6 +63,8 @@ struct Task {
     /// What pays, once terms were agreed.
     channel: Option<ChannelId>,
     persisting: Option<tokio::task::JoinHandle<(u64, bool)>>,
+    /// Nobody waits any more for what is being written.
+    over: Arc<AtomicBool>,
     waiting: Option<(u64, VoucherRecord)>,
     seat: Seat,
     /// The relay refused this process for one that started later.
@@ -83,6 +87,7 @@ pub(crate) async fn hold(
         began: None,
         channel: None,
         persisting: None,
+        over: Arc::default(),
         waiting: None,
         seat,
         superseded: false,
@@ -274,10 +279,11 @@ impl Task {
         // its own, but is to be found in the ledger.
         (self.meter, self.waiting) = (None, None);
         if self.persisting.is_some() {
+            self.over.store(true, Relaxed);
             finished(&mut self.persisting).await;
         }
         let gas = purse.as_ref().map_or(0, |(_, _, gas)| *gas);
-        self.holder.gas.fetch_add(gas, std::sync::atomic::Ordering::Relaxed);
+        self.holder.gas.fetch_add(gas, Relaxed);
         let signed_before = ledger.newest_signed(terms.lease).await?.map(record);
         let channel = purse.as_ref().map(|(purse, _, _)| &purse.channel);
         let resumed = Resumption::of(&terms, channel, signed_before, offer.newest.as_ref())
@@ -299,7 +305,7 @@ impl Task {
         if let Some(forgotten) = resumed.forgotten() {
             ledger.record_signed(stored(forgotten)).await?;
         }
-        self.holder.recovery.settle(terms.lease)?;
+        self.holder.recovery.settle(terms.lease).await?;
         self.holder.report.tell_resumed(terms.payee, &resumed, 0);
         let newest = resumed.newest;
         let mut accept = accept_terms(&self.holder.key, &signed.terms);
@@ -364,13 +370,25 @@ impl Task {
             return;
         }
         let Some((seq, record)) = self.waiting.take() else { return };
-        let ledger = self.holder.ledger.clone();
+        let (ledger, clock) = (self.holder.ledger.clone(), self.holder.clock.clone());
+        // Set once the account is given up for another.
+        let is_over = Arc::new(AtomicBool::new(false));
+        self.over = is_over.clone();
         self.persisting = Some(tokio::spawn(async move {
-            let done = ledger.record_signed(stored(&record)).await;
-            if let Err(error) = &done {
-                tracing::error!(%error, "the ledger did not take a voucher");
+            let mut is_told = false;
+            loop {
+                let Err(error) = ledger.record_signed(stored(&record)).await else {
+                    return (seq, true);
+                };
+                if !std::mem::replace(&mut is_told, true) {
+                    tracing::error!(%error, "the ledger did not take a voucher");
+                }
+                // Until it can, the voucher is not sent, and newer ones wait.
+                if !error.is_passing() || is_over.load(Relaxed) {
+                    return (seq, false);
+                }
+                clock.sleep(LEDGER_AGAIN).await;
             }
-            (seq, done.is_ok())
         }));
     }
 

@@ -16,8 +16,6 @@ use crate::shared::Shared;
 /// Accounts are looked at this often even if nothing is due: traffic below the next alarm counts
 /// as silence only once it is known.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Channels in use are read from the chain this often.
-const READ_EVERY: Duration = Duration::from_secs(30);
 /// How long after a ledger whose server is away is tried again.
 const LEDGER_AGAIN: Duration = Duration::from_millis(500);
 /// When the relay stops, holders may settle for this long.
@@ -58,10 +56,17 @@ impl Shared {
                 Err(error) if error.is_passing() => {}
                 Err(error) => {
                     self.meter(&peer, RelayMeter::handle_ledger_failed);
-                    if let LedgerError::Fenced { .. } | LedgerError::Superseded { .. } = error {
-                        let why = "this relay has lost the channel to another one".to_owned();
-                        self.drive(|admission, _| admission.revoke(&peer, code::LEDGER, why));
-                    }
+                    // Nothing more passes here: elsewhere it may.
+                    let is_lost = matches!(
+                        error,
+                        LedgerError::Fenced { .. } | LedgerError::Superseded { .. }
+                    );
+                    let why = match is_lost {
+                        true => "this relay has lost the channel to another one",
+                        false => "the relay cannot use its ledger now",
+                    };
+                    let why = why.to_owned();
+                    self.drive(|admission, _| admission.revoke(&peer, code::LEDGER, why));
                 }
             }
         }
@@ -111,9 +116,11 @@ impl Shared {
         }
     }
 
-    /// Reads a channel anew: a top-up counts, a close ends the reservation.
+    /// Reads a channel anew: a top-up counts, a close ends the reservation, and so does that it could
+    /// not be read for too long (see [`Sight`]).
     pub(super) async fn read_channel(self: Arc<Self>, peer: PeerId, entry: Arc<Mutex<Meter>>) {
         let Some(payment) = self.desk.payment() else { return };
+        let began = self.desk.now();
         let (shown, terms) = {
             let meter = entry.lock();
             let Some(shown) = meter.new.shown else { return };
@@ -126,15 +133,29 @@ impl Shared {
                 if let Some(shown) = &mut meter.new.shown {
                     (shown.state, shown.settled) = (state, settled);
                 }
+                if let Some(sight) = &mut meter.sight {
+                    sight.handle_open(began);
+                }
                 drop(meter);
                 self.meter(&peer, |meter, _| meter.handle_deposit(deposit));
             }
-            Err(Unfit::Channel(why)) => {
-                self.drive(|admission, _| admission.revoke(&peer, code::CHANNEL, why));
-            }
+            Err(Unfit::Channel(why)) => self.revoke_channel(&peer, &entry, why),
             Err(Unfit::Unknown(error)) => {
                 tracing::warn!(%error, "the chain cannot be read: serving on within the deposit");
+                let (sight, now) = (entry.lock().sight, self.desk.now());
+                if let Some(sight) = sight.filter(|sight| sight.is_lost(now)) {
+                    let unseen = now.saturating_duration_since(sight.seen()).as_secs() / 3600;
+                    let id = shown.channel.id;
+                    let why = format!("channel {id} could not be looked at for {unseen} hours");
+                    self.revoke_channel(&peer, &entry, why);
+                }
             }
+        }
+    }
+
+    fn revoke_channel(self: &Arc<Self>, peer: &PeerId, entry: &Arc<Mutex<Meter>>, why: String) {
+        if self.is_current(peer, entry) {
+            self.drive(|admission, _| admission.revoke(peer, code::CHANNEL, why));
         }
     }
 
@@ -178,15 +199,15 @@ impl Shared {
                 let total = meter.new.account.total();
                 let base = meter.paid_at_start.total().saturating_add(total);
                 let moved = base.saturating_sub(meter.start_total()) != reported;
-                let rested =
-                    meter.read_at.is_none_or(|at| now.saturating_duration_since(at) >= READ_EVERY);
                 let unsure =
                     meter.new.shown.is_some_and(|shown| shown.settled < shown.state.deposit);
-                let read =
-                    rested && meter.new.shown.is_some() && (unsure || meter.read_total != total);
-                if read {
-                    (meter.read_at, meter.read_total) = (Some(now), total);
-                }
+                let read = meter.sight.as_mut().is_some_and(|sight| {
+                    let is_due = sight.is_due(total, unsure, now);
+                    if is_due {
+                        sight.handle_look(total, now);
+                    }
+                    is_due
+                });
                 // Time forgives debts.
                 (moved || meter.debt(now) > 0, read)
             };
