@@ -11,6 +11,7 @@
 //! - [`paid`]: sessions and reservations that cost something, with ledgers on disk and a chain.
 //! - [`matrix`], [`failover`], [`sim`], [`liars`], [`metering`], [`rates`],
 //!   [`cost`], [`echoes`]: what the commands run.
+//! - [`mesh`]: finding records among real swarms, in real time.
 //! - `crash`: the ledger in real processes on a real disk, ended and failed at every call.
 //! - `fleet`: several processes on one PostgreSQL server, which is killed.
 //!
@@ -29,6 +30,7 @@ pub mod figures;
 pub mod fleet;
 pub mod liars;
 pub mod matrix;
+pub mod mesh;
 pub mod metering;
 pub mod nat;
 pub mod net;

@@ -39,6 +39,8 @@ enum Command {
     Echoes(Echoes),
     /// What vouchers cost: bytes, and time of a core with ledgers on a real disk.
     Cost(Cost),
+    /// Real swarms in real time: are records found while nodes come and go?
+    Mesh(netsim::mesh::Options),
     /// The ledger, killed and failed at every call, and after power cuts.
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     Crash(netsim::crash::Options),
@@ -168,6 +170,7 @@ fn main() -> Result<ExitCode> {
         Command::Rates(options) => run_rates(&options),
         Command::Cost(options) => run_cost(&options),
         Command::Echoes(options) => run_echoes(&options),
+        Command::Mesh(options) => run_mesh(&options),
         #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
         Command::Crash(options) => run_crash(&options),
         #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -349,6 +352,11 @@ fn run_metering(options: &Schedules) -> Result<ExitCode> {
     conclude(&figures, options.json);
     let met = figures.iter().all(Figure::is_met);
     Ok(if met { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run_mesh(options: &netsim::mesh::Options) -> Result<ExitCode> {
+    conclude(&netsim::mesh::run(options, say)?, options.json);
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
