@@ -5,6 +5,8 @@
 //! some that live. All the time random nodes look for the records of random others that live and have
 //! published. Every third node behaves as one that cannot be reached: a client of the DHT.
 
+#![expect(clippy::disallowed_methods, reason = "it measures real swarms")]
+
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -24,8 +26,9 @@ const BATCH: usize = 20;
 const SEEDS: usize = 3;
 /// Of all nodes, one in so many cannot be reached.
 const CLIENT_EACH: u64 = 3;
-/// How long a node may take to have its record published.
-const PUBLISH_MAX: Duration = Duration::from_secs(60);
+/// How long a batch may take to have its records published: a machine that does other work besides
+/// takes long over handshakes.
+const PUBLISH_MAX: Duration = Duration::from_secs(300);
 /// How soon a node that nobody answered tries to publish again.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -160,7 +163,7 @@ impl Crowd {
                 sleep(LOOK_EACH).await;
             }
         });
-        waited.await.context("a node cannot publish its record within a minute")
+        waited.await.context("a node cannot publish its record within 5 minutes")
     }
 
     /// Ends a part of them without a word.
@@ -231,7 +234,7 @@ async fn look(mesh: Mesh, peer: PeerId, found: Arc<Mutex<Found>>) {
 /// Runs it; `say` hears how it goes.
 ///
 /// # Errors
-/// When nodes cannot start, or cannot publish within a minute: then nothing was measured.
+/// When nodes cannot start, or cannot publish within 5 minutes: then nothing was measured.
 pub fn run(options: &Options, say: impl Fn(&str)) -> Result<Vec<Figure>> {
     ensure!(options.nodes >= 10, "fewer than 10 nodes are no crowd");
     ensure!((0.0..=0.5).contains(&options.part), "a part is 0 to 0.5");

@@ -12,9 +12,9 @@ use sluice_proto::eth::keccak256;
 
 /// Largest message of a topic.
 pub const GOSSIP_MAX: usize = 8 * 1024;
-/// Three rejected messages and nobody listens to their bringer: 3^2 x -10 is below the score of -80
-/// at which gossipsub ignores a peer.
-const INVALID_WEIGHT: f64 = -10.0;
+/// Three rejected messages and nobody listens to their bringer: 3^2 x -20 is far below the score of
+/// -80 at which gossipsub ignores a peer, and two are not.
+const INVALID_WEIGHT: f64 = -20.0;
 /// A rejected message is remembered for so long.
 const INVALID_DECAY: Duration = Duration::from_secs(600);
 
