@@ -1,5 +1,8 @@
 //! Uploads whose relay is killed: they go on at the line's rate, through another relay or the same one,
 //! which knows nothing any more of what its holder granted.
+//!
+//! Some packets are lost, so that what fills the credit of QUIC is not all in order. Without the credit
+//! in the grant, five of the eight take from nearly three minutes to more than five.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,9 +23,10 @@ const MBITS: u64 = 100;
 const UPLOAD: u64 = 12 << 20;
 /// A relay that was killed is back after this.
 const BACK: Duration = Duration::from_secs(1);
-/// Nothing more is lost then, so that all the rest is there by then: it takes a second or two at the
-/// line's rate, and half an hour at 16 kbit/s.
-const REST_WITHIN: Duration = Duration::from_secs(20);
+/// Of packets to and from each relay this part is lost.
+const LOSS: f64 = 0.005;
+/// The rest is there by then: it takes up to a minute with so much loss, and an hour at 16 kbit/s.
+const REST_WITHIN: Duration = Duration::from_secs(120);
 /// It is looked this often what came.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -37,13 +41,12 @@ struct Case {
 }
 
 impl Case {
-    fn run(&self) -> Result<Duration> {
+    fn run(&self) -> Result<()> {
         time::run(async |clock| self.play(clock).await).with_context(|| format!("{self:?}"))
     }
 
-    /// How long the rest took.
-    async fn play(&self, clock: Clock) -> Result<Duration> {
-        let lines = vec![LinkSpec::delay(LINE); self.relays];
+    async fn play(&self, clock: Clock) -> Result<()> {
+        let lines = vec![LinkSpec { loss: LOSS, ..LinkSpec::delay(LINE) }; self.relays];
         let mut deal = Deal::open(clock.clone(), Rng::new(self.seed), &lines).await?;
         let line = megabits(MBITS, LINE);
         let home = HomeSpec { up: line, down: line, ..HomeSpec::default() };
@@ -53,7 +56,8 @@ impl Case {
         let asked = Asked { seed: self.seed, up: UPLOAD, down: 0 };
         let outcome = Arc::<Outcome>::default();
         let fetching = tokio::spawn(fetch(guest, asked, outcome));
-        deal.scene.within("the first bytes", arrived(&clock, &served, self.after)).await?;
+        let begun = clock.timeout(REST_WITHIN, arrived(&clock, &served, self.after)).await;
+        ensure!(begun.is_ok(), "it came to a halt before anything happened");
         let path = meeting.theirs.path().borrow().context("the session has a path")?;
         let used = path.relay.context("a relay carries it")?.addr;
         let relay = deal.scene.relays.iter().position(|relay| relay.addr.addr == used);
@@ -64,12 +68,10 @@ impl Case {
             clock.sleep(BACK).await;
             deal.scene.relays[relay].restart().await?;
         }
-        let since = net.elapsed();
         let rest = clock.timeout(REST_WITHIN, arrived(&clock, &served, UPLOAD)).await;
         let heard = served.heard();
         ensure!(rest.is_ok(), "{heard} of {UPLOAD} bytes after {REST_WITHIN:?}");
-        fetching.await??;
-        Ok(net.elapsed() - since)
+        fetching.await?
     }
 }
 
@@ -81,11 +83,11 @@ async fn arrived(clock: &Clock, served: &Served, bytes: u64) {
 
 #[test]
 fn an_upload_goes_on_when_its_relay_is_killed() {
-    let after = [1, 64 << 10, 512 << 10, 2 << 20, 5 << 20, 10 << 20];
+    let after = [1 << 20, 9 << 20];
     let cases: Vec<Case> = [1, 2]
         .into_iter()
         .flat_map(|relays| after.map(|after| (relays, after)))
-        .flat_map(|(relays, after)| (0..3).map(move |seed| Case { relays, after, seed }))
+        .flat_map(|(relays, after)| (0..2).map(move |seed| Case { relays, after, seed }))
         .collect();
     let outcomes = pool::run(&cases, Case::run, |_, _| {});
     let failed = outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
