@@ -79,6 +79,14 @@ impl Ledger {
         self.shared.is_shared()
     }
 
+    pub(crate) fn promise_row(&self) -> i64 {
+        self.shared.promise_row()
+    }
+
+    pub(crate) fn promise_rows(&self) -> (i64, i64) {
+        self.shared.promise_rows()
+    }
+
     /// Whether the ledger can be written.
     #[must_use]
     pub fn health(&self) -> Health {

@@ -53,7 +53,7 @@ pub use fence::Duty;
 pub use ledger::Ledger;
 pub use postgres::{HOLD_DEFAULT, Server, ServerError, ServerMark};
 pub use recovery::{Found, Recovery, RecoveryError};
-pub use relay::{KNOCKS_MAX, Starter};
+pub use relay::{KNOCKS_MAX, Starter, StarterMost, StarterPromise};
 pub use rows::{
     ChannelRow, ChannelStatus, Edge, LeaseRow, Link, RedemptionKind, RedemptionRow, Role,
     StoredVoucher,

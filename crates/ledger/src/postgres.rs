@@ -11,6 +11,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use sluice_proto::eth::keccak256;
 
 use crate::db::Db;
 use crate::error::Fault;
@@ -78,6 +79,12 @@ impl Postgres {
 
     pub(crate) fn place(&self) -> &Path {
         &self.place
+    }
+
+    /// Of the member's name: 31 bits of its hash.
+    pub(crate) fn number(&self) -> u32 {
+        let [a, b, c, d, ..] = keccak256(self.member.as_bytes());
+        u32::from_be_bytes([a, b, c, d]) >> 1
     }
 
     pub(crate) const fn is_read_only(&self) -> bool {

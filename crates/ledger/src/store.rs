@@ -27,6 +27,14 @@ impl Store {
         }
     }
 
+    /// A number of the process, which nobody else has who writes here.
+    pub(crate) fn number(&self) -> u32 {
+        match self {
+            Self::Sqlite(_) => 0,
+            Self::Postgres(store) => store.number(),
+        }
+    }
+
     pub(crate) const fn is_read_only(&self) -> bool {
         match self {
             Self::Sqlite(store) => store.is_read_only(),

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -15,6 +16,9 @@ use crate::store::Store;
 pub const QUEUE_MAX: usize = 10 * BATCH_MAX;
 /// Most writes in one transaction, so that the first of them does not wait long for the last.
 const BATCH_MAX: usize = 512;
+
+/// Promises of one process that are told apart.
+const PROMISES: i64 = 1 << 24;
 
 /// Whether the ledger can be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +78,8 @@ pub(crate) struct Shared {
     queue: Mutex<Queue>,
     room: Arc<Semaphore>,
     health: Mutex<Health>,
+    /// Promises that were made.
+    promises: AtomicI64,
 }
 
 impl std::fmt::Debug for Shared {
@@ -89,6 +95,7 @@ impl Shared {
             queue: Mutex::default(),
             room: Arc::new(Semaphore::new(QUEUE_MAX)),
             health: Mutex::new(Health::Good),
+            promises: AtomicI64::new(0),
         })
     }
 
@@ -128,6 +135,18 @@ impl Shared {
         self.enqueue(Request { operation: Box::new(write), answer, _room: room });
         drop(self);
         outcome.await.unwrap_or(Err(LedgerError::Closed))
+    }
+
+    /// The first and the last row that promises of this process may have: below 0, and no other's.
+    pub(crate) fn promise_rows(&self) -> (i64, i64) {
+        let last = i64::from(self.store.number()).saturating_mul(-PROMISES).saturating_sub(1);
+        (last.saturating_sub(PROMISES - 1), last)
+    }
+
+    /// A row for a promise, which none that stands has.
+    pub(crate) fn promise_row(&self) -> i64 {
+        let made = self.promises.fetch_add(1, Relaxed);
+        self.promise_rows().1.saturating_sub(made.rem_euclid(PROMISES))
     }
 
     pub(crate) fn renew(&self) -> bool {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use sluice_ledger::{ChannelStatus, Edge, LeaseRow, Role};
+use sluice_ledger::{ChannelStatus, Edge, LeaseRow, Role, Starter, StarterMost};
 use sluice_metering::{
     Counts, RelayMeter, Resumption, Standing, Terms, VoucherRecord, check_accept, show_channel,
 };
@@ -17,7 +17,7 @@ use sluice_relay_core::{LegId, Reserve};
 use sluice_transport::{Clock, Random};
 
 use crate::config::{RelayConfig, RelayPayment};
-use crate::meters::{NewMeter, StarterPlace, stored};
+use crate::meters::{NewMeter, Starting, stored};
 use crate::payment::{Declined, Shown, declined};
 use crate::shared::Shared;
 
@@ -101,6 +101,10 @@ impl Desk {
     pub(crate) fn month(&self) -> u32 {
         const MONTH_S: u64 = 2_629_746;
         u32::try_from(self.unix_s() / MONTH_S).unwrap_or(u32::MAX)
+    }
+
+    const fn starter_most(&self) -> StarterMost {
+        StarterMost { to_one: self.starter_bytes, in_month: self.starter_total }
     }
 
     fn random_lease(&self) -> LeaseId {
@@ -196,7 +200,7 @@ impl Shared {
             Offered { terms, signed, row: None }
         });
         let newest = payment.ledger.newest_earned(offered.terms.lease).await?;
-        let (_, starter_left) = self.starter(leg, &peer).await?;
+        let starter_left = self.starter_left(leg, &peer).await?;
         let paid_from = match offered.row.as_ref().and_then(|row| row.channel) {
             Some(id) => payment.ledger.channel(id).await?,
             None => None,
@@ -226,20 +230,51 @@ impl Shared {
         Ok(Some(Offered { terms, signed, row: Some(row) }))
     }
 
-    /// The prefix that a client counts to, and the starter bytes that are left for it.
-    async fn starter(&self, leg: LegId, peer: &PeerId) -> Result<(String, u64), Declined> {
+    fn prefix(&self, leg: LegId) -> String {
         let ip = self.outbox(leg).map(|outbox| outbox.connection().remote_address().ip());
-        let prefix = ip.map_or_else(String::new, prefix);
+        ip.map_or_else(String::new, prefix)
+    }
+
+    /// The starter bytes that are left for a client: others may be promised them before it accepts.
+    async fn starter_left(&self, leg: LegId, peer: &PeerId) -> Result<u64, Declined> {
         let Some(payment) = self.desk.payment.as_ref().filter(|_| self.desk.starter_bytes != 0)
         else {
-            return Ok((prefix, 0));
+            return Ok(0);
         };
-        let given = payment.ledger.starter_given(*peer, prefix.clone(), self.desk.month()).await?;
-        let (of_prefix, of_all) = self.meters.promised(peer, &prefix);
-        let to_prefix = given.to_prefix.saturating_add(of_prefix);
-        let of_node = self.desk.starter_bytes.saturating_sub(given.to_peer.max(to_prefix));
-        let in_month = given.in_month.saturating_add(of_all);
-        Ok((prefix, of_node.min(self.desk.starter_total.saturating_sub(in_month))))
+        // What its own account holds is its own.
+        let (_, own) = self.meters.starting(peer).unzip();
+        let given =
+            payment.ledger.starter_given(*peer, self.prefix(leg), self.desk.month()).await?;
+        let less = |bytes: u64| bytes.saturating_sub(own.unwrap_or_default());
+        Ok(self.desk.starter_most().left(&Starter {
+            to_peer: less(given.to_peer),
+            to_prefix: less(given.to_prefix),
+            in_month: less(given.in_month),
+        }))
+    }
+
+    /// Has the ledger promise a client what is left for it. From here to its account's beginning
+    /// nothing may wait: what its earlier one uses meanwhile would count nowhere.
+    async fn promise_starter(
+        self: &Arc<Self>,
+        leg: LegId,
+        peer: &PeerId,
+    ) -> Result<Starting, Declined> {
+        let Some(payment) = self.desk.payment.as_ref().filter(|_| self.desk.starter_bytes != 0)
+        else {
+            return Ok(Starting::default());
+        };
+        self.meter(peer, |_, _| {});
+        let before = self.meters.starting(peer);
+        let left = before.as_ref().map(|(_, left)| *left);
+        let (prefix, month) = (self.prefix(leg), self.desk.month());
+        let most = self.desk.starter_most();
+        let promise = payment.ledger.promise_starter(*peer, prefix, month, most, before).await?;
+        self.meter(peer, |_, _| {});
+        let now = self.meters.starting(peer).map(|(_, left)| left);
+        let used = left.zip(now).map_or(0, |(then, now)| then.saturating_sub(now));
+        let total = promise.bytes.saturating_sub(used);
+        Ok(Starting { promise: Some(promise), total })
     }
 
     /// Takes a client's acceptance.
@@ -298,8 +333,7 @@ impl Shared {
         if let (Some(shown), Some(voucher)) = (&mut shown, &accept.newest) {
             shown.recall(&terms, voucher);
         }
-        let (prefix, starter_left) = self.starter(leg, &peer).await?;
-        if shown.is_none() && starter_left == 0 {
+        if shown.is_none() && self.starter_left(leg, &peer).await? == 0 {
             return self.ask_for_channel(payment);
         }
         self.write_lease(payment, peer, &terms, offered.signed, offered.row, &mut shown).await?;
@@ -327,18 +361,26 @@ impl Shared {
                  from a backup: the account goes on from there",
             );
         }
+        let starter = self.promise_starter(leg, &peer).await?;
+        if channel.is_none() && starter.total == 0 {
+            self.promise_anew(&peer, starter);
+            return self.ask_for_channel(payment);
+        }
+        let starter_left = starter.total;
         let meter = RelayMeter::new(terms.clone(), channel, starter_left, resumed.newest);
         self.meter(&peer, |_, _| {});
         let now = self.desk.now();
         let debt = self.meters.debt(&peer, meter.paid(), now);
         let owed = debt.left(meter.paid(), now);
         let room = meter.limit().saturating_sub(owed);
-        let Some((account, start)) = self.reserve(leg, &terms, Some(room)) else { return Ok(()) };
+        let Some((account, start)) = self.reserve(leg, &terms, Some(room)) else {
+            self.promise_anew(&peer, starter);
+            return Ok(());
+        };
         tracing::info!(
             holder = %peer, lease = %terms.lease, starter_left, owed,
             channel = channel.map(|c| tracing::field::display(c.id)), "a reservation stands",
         );
-        let starter = StarterPlace { prefix, left: starter_left };
         self.add_meter(peer, NewMeter { meter, terms, account, start, starter, shown, debt, leg });
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use sluice_ledger::StoredVoucher;
+use sluice_ledger::{StarterPromise, StoredVoucher};
 use sluice_metering::{
     Counts, Debt, Lie, RelayMeter, RelayMeterEvent, Sight, Terms, VoucherRecord,
 };
@@ -49,11 +49,13 @@ pub struct MeterStats {
     pub is_settled: bool,
 }
 
-/// Where a holder's starter bytes are written down.
-#[derive(Debug, Clone)]
-pub(crate) struct StarterPlace {
-    pub(crate) prefix: String,
-    pub(crate) left: u64,
+/// The starter bytes of an account.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Starting {
+    /// What the ledger holds for it; none where nothing is given.
+    pub(crate) promise: Option<StarterPromise>,
+    /// So many may be in use at a time.
+    pub(crate) total: u64,
 }
 
 /// What a new meter begins with.
@@ -62,7 +64,7 @@ pub(crate) struct NewMeter {
     pub(crate) terms: Terms,
     pub(crate) account: Arc<Account>,
     pub(crate) start: AccountTotals,
-    pub(crate) starter: StarterPlace,
+    pub(crate) starter: Starting,
     pub(crate) shown: Option<Shown>,
     pub(crate) debt: Debt,
     /// The control connection that the terms were accepted on. The account speaks on no other: a
@@ -110,6 +112,12 @@ impl Meter {
         self.start_total().saturating_add(self.new.meter.alarm()).min(self.limit)
     }
 
+    fn starting(&self) -> Option<(StarterPromise, u64)> {
+        let Starting { promise, total } = &self.new.starter;
+        let left = total.saturating_sub(self.new.meter.starter_used());
+        promise.clone().map(|promise| (promise, left))
+    }
+
     fn stats(&self, holder: PeerId) -> MeterStats {
         let meter = &self.new.meter;
         MeterStats {
@@ -133,7 +141,7 @@ struct Todo {
     /// The new limit, and whether it was paid for.
     limit: Option<(u64, bool)>,
     persist: bool,
-    starter: u64,
+    starter: Option<(StarterPromise, u64)>,
     read: bool,
 }
 
@@ -166,21 +174,9 @@ impl Meters {
         self.all().into_iter().map(|(peer, meter)| meter.lock().stats(peer)).collect()
     }
 
-    /// Starter bytes that are promised to other nodes of this prefix, and to all others.
-    pub(crate) fn promised(&self, but: &PeerId, prefix: &str) -> (u64, u64) {
-        let (mut of_prefix, mut of_all) = (0_u64, 0_u64);
-        for (peer, meter) in self.all() {
-            if peer == *but {
-                continue;
-            }
-            let meter = meter.lock();
-            let left = meter.new.starter.left.saturating_sub(meter.starter_recorded);
-            of_all = of_all.saturating_add(left);
-            if meter.new.starter.prefix == prefix {
-                of_prefix = of_prefix.saturating_add(left);
-            }
-        }
-        (of_prefix, of_all)
+    /// What a holder's account is promised of starter bytes, and how many are left of them.
+    pub(crate) fn starting(&self, peer: &PeerId) -> Option<(StarterPromise, u64)> {
+        self.get(peer)?.lock().starting()
     }
 
     /// What a holder left unpaid before: what its newest voucher does not cover.
@@ -233,6 +229,19 @@ impl Meters {
 }
 
 impl Shared {
+    /// No account began with this promise: the one that goes on has it, or nobody.
+    pub(crate) fn promise_anew(self: &Arc<Self>, peer: &PeerId, starter: Starting) {
+        let Starting { promise: Some(promise), total } = starter else { return };
+        match self.meters.get(peer) {
+            Some(entry) => {
+                let mut meter = entry.lock();
+                let total = total.saturating_add(meter.new.meter.starter_used());
+                meter.new.starter = Starting { promise: Some(promise), total };
+            }
+            None => drop(tokio::spawn(self.clone().return_starter(promise, total))),
+        }
+    }
+
     /// Puts a new account in place of the holder's old one; it carries what that left unpaid.
     pub(crate) fn add_meter(self: &Arc<Self>, peer: PeerId, new: NewMeter) {
         let meter = Meter {
@@ -274,6 +283,9 @@ impl Shared {
             holder = %peer, lease = %stats.lease, paid = stats.paid.total(),
             unpaid = stats.unpaid, amount = %stats.amount, "an account is closed",
         );
+        if let Some((promise, left)) = meter.starting() {
+            tokio::spawn(self.clone().return_starter(promise, left));
+        }
         if !meter.persisting {
             let (shared, peer, entry) = (self.clone(), *peer, entry.clone());
             tokio::spawn(async move { shared.let_go(peer, &entry).await });
@@ -332,8 +344,9 @@ impl Shared {
             meter.limit = limit;
             meter.new.account.set_forgives(meter.debt(now) > 0);
             let used = meter.new.meter.starter_used();
-            todo.starter = used.saturating_sub(meter.starter_recorded);
-            meter.starter_recorded = used;
+            if used > std::mem::replace(&mut meter.starter_recorded, used) {
+                todo.starter = meter.starting();
+            }
             self.meters.set_due(*peer, &mut meter);
             meter.new.account.set_alarm(meter.alarm());
         }
@@ -351,8 +364,8 @@ impl Shared {
         if todo.persist {
             tokio::spawn(self.clone().persist(*peer, entry.clone()));
         }
-        if todo.starter != 0 {
-            tokio::spawn(self.clone().record_starter(*peer, entry.clone(), todo.starter));
+        if let Some((promise, left)) = todo.starter {
+            tokio::spawn(self.clone().record_starter(*peer, promise, left));
         }
         if todo.read {
             tokio::spawn(self.clone().read_channel(*peer, entry));

@@ -87,10 +87,15 @@ impl Relay {
     ///
     /// # Errors
     /// When the port is in use or cannot be bound, or the system refuses a socket or thread.
-    #[expect(clippy::unused_async, reason = "says that it needs a runtime; may come to wait")]
     pub async fn start(config: RelayConfig) -> Result<Self, RelayError> {
         if config.price.is_zero() == config.payment.is_some() {
             return Err(RelayError::Payment);
+        }
+        // Before anything is promised anew.
+        if let Some(payment) = &config.payment
+            && let Err(error) = payment.ledger.return_all_starter().await
+        {
+            tracing::warn!(%error, "starter bytes that were promised before stay so");
         }
         let lanes = match (&config.network, config.threads) {
             (Network::Other(_), _) => 1,

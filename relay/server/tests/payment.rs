@@ -600,6 +600,37 @@ async fn starter_bytes_are_given_once_per_node_and_prefix() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_who_accept_at_once_one_of_a_prefix_begins_on_starter_bytes() {
+    let world = World::new(1 << 20).await;
+    let relay = world.start().await;
+    let mut ready = Vec::new();
+    for _ in 0..8 {
+        let mut client = Client::connect(&relay).await;
+        let offer = client.ask_terms().await;
+        assert_eq!(offer.starter_left, 1 << 20, "nobody has accepted yet");
+        let accept = client.acceptance(&offer);
+        ready.push((client, accept));
+    }
+    let accepting = ready.into_iter().map(|(mut client, accept)| {
+        tokio::spawn(async move {
+            let accepted = client.accept(accept).await;
+            (client, accepted)
+        })
+    });
+    let (mut begun, mut clients) = (0, Vec::new());
+    for accepted in accepting.collect::<Vec<_>>() {
+        let (client, accepted) = accepted.await.expect("ends");
+        match accepted {
+            Ok(()) => begun += 1,
+            Err(refusal) => assert_eq!(refusal.code, code::CHANNEL),
+        }
+        clients.push(client);
+    }
+    assert_eq!(begun, 1, "each was given what there is for all");
+    assert_eq!(relay.stats().meters.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_price_without_a_wallet_is_refused() {
     let config = RelayConfig {
         price: PRICE,

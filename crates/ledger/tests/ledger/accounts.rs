@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use sluice_ledger::{
     ChannelStatus, Edge, LINKS_MAX, LeaseRow, Ledger, LedgerError, RedemptionKind, RedemptionRow,
-    Role, Starter, StoredVoucher,
+    Role, Starter, StarterMost, StoredVoucher,
 };
 use sluice_proto::{Amount, ChannelId, LeaseId};
 
@@ -213,20 +213,70 @@ async fn a_channel_and_what_was_done_to_it_are_remembered() {
     assert_eq!(ledger.channels().await, Ok(vec![row]));
 }
 
+const MOST: StarterMost = StarterMost { to_one: 100, in_month: 250 };
+
+fn home() -> String {
+    "192.0.2.0/24".to_owned()
+}
+
 #[tokio::test]
-async fn starter_bytes_add_up_by_node_by_prefix_and_by_month() {
+async fn starter_bytes_are_promised_once_by_node_by_prefix_and_by_month() {
     let Some(place) = Place::new().await else { return };
     let ledger = ledger(&place).await;
-    let home = || "192.0.2.0/24".to_owned();
-    for (seed, month, bytes) in [(1, 1, 10), (1, 1, 5), (1, 2, 7), (2, 2, 100)] {
-        ledger.record_starter(peer(seed), home(), month, bytes).await.expect("records");
+    let promise = async |seed, prefix: &str, month| {
+        let promised = ledger.promise_starter(peer(seed), prefix.to_owned(), month, MOST, None);
+        promised.await.expect("promises")
+    };
+    let first = promise(1, &home(), 1).await;
+    assert_eq!(first.bytes, 100);
+    assert_eq!(promise(2, &home(), 1).await.bytes, 0, "its prefix has all");
+    // Said again, and late: it counts once.
+    for left in [60, 70, 60] {
+        ledger.record_starter(first.clone(), 1, left).await.expect("records");
+    }
+    let given = ledger.starter_given(peer(1), home(), 1).await.expect("reads");
+    assert_eq!(given, Starter { to_peer: 100, to_prefix: 100, in_month: 100 });
+    ledger.return_starter(first.clone(), 1, 50).await.expect("returns");
+    for _ in 0..2 {
+        ledger.record_starter(first.clone(), 1, 0).await.expect("is over");
+        ledger.return_starter(first.clone(), 1, 0).await.expect("is over");
     }
     let given = ledger.starter_given(peer(1), home(), 2).await.expect("reads");
-    assert_eq!(given, Starter { to_peer: 22, to_prefix: 122, in_month: 107 });
-    let stranger = ledger.starter_given(peer(3), "2001:db8::/48".to_owned(), 3).await;
-    assert_eq!(stranger, Ok(Starter::default()));
-    let refused = ledger.record_starter(peer(4), home(), 3, u64::MAX >> 1).await;
-    assert_eq!(refused, Err(LedgerError::Range { field: "bytes" }));
+    assert_eq!(given, Starter { to_peer: 50, to_prefix: 50, in_month: 0 });
+    let second = promise(2, &home(), 1).await;
+    assert_eq!(second.bytes, 50, "what was returned");
+    let replaced = Some((second, 20));
+    let again = ledger.promise_starter(peer(2), home(), 1, MOST, replaced).await.expect("promises");
+    assert_eq!(again.bytes, 20);
+    assert_eq!(promise(3, "198.51.100.0/24", 1).await.bytes, 100);
+    assert_eq!(promise(4, "203.0.113.0/24", 1).await.bytes, 50, "the month is over");
+    // A promise that nobody used up lasts into the next month.
+    assert_eq!(promise(5, "2001:db8::/48", 2).await.bytes, 80);
+    let wide = StarterMost { to_one: u64::MAX, in_month: u64::MAX };
+    let all = ledger.promise_starter(peer(6), "2001:db8:1::/48".to_owned(), 1, wide, None).await;
+    assert!(all.is_ok_and(|all| all.bytes > 1 << 62), "sums stay within 63 bits");
+    ledger.starter_given(peer(6), home(), 1).await.expect("reads");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_who_ask_at_once_only_as_many_are_promised_starter_bytes_as_there_are() {
+    let Some(place) = Place::new().await else { return };
+    let ledger = ledger(&place).await;
+    let asking = (1..=20).map(|seed| {
+        let (ledger, prefix) = (ledger.clone(), format!("192.0.{seed}.0/24"));
+        tokio::spawn(async move { ledger.promise_starter(peer(seed), prefix, 1, MOST, None).await })
+    });
+    let mut promised = Vec::new();
+    for asked in asking.collect::<Vec<_>>() {
+        promised.push(asked.await.expect("ends").expect("promises").bytes);
+    }
+    promised.sort_unstable();
+    assert_eq!(promised[17..], [50, 100, 100]);
+    assert!(promised[..17].iter().all(|bytes| *bytes == 0));
+    // As the next process of this name does, whose accounts are all closed.
+    ledger.return_all_starter().await.expect("returns");
+    let given = ledger.starter_given(peer(1), home(), 1).await.expect("reads");
+    assert_eq!(given, Starter::default());
 }
 
 #[tokio::test]

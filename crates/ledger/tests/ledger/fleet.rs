@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use sluice_ledger::{Duty, Health, LeaseRow, Ledger, LedgerError, Role, Server, ServerMark};
+use sluice_ledger::{
+    Duty, Health, LeaseRow, Ledger, LedgerError, Role, Server, ServerMark, StarterMost,
+};
 use sluice_proto::{Amount, EthAddress};
 use tokio::sync::Mutex;
 use tokio_postgres::Client;
 
-use crate::common::{LEASE, channel, holds_what_schema_1_held, lease, voucher, worth};
+use crate::common::{LEASE, channel, holds_what_schema_1_held, lease, peer, voucher, worth};
 use crate::server::PostgresServer;
 
 /// The server of those tests that run at a time.
@@ -184,6 +186,34 @@ async fn a_duty_is_one_tasks_alone() {
         one.leave_duty(duty).await.expect("leaves");
         assert_eq!(two.take_duty(duty).await, Ok(true));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_never_promise_the_same_starter_bytes() {
+    let Some(place) = Place::new().await else { return };
+    let (one, two) = (place.join("one").await, place.join("two").await);
+    let most = StarterMost { to_one: 10, in_month: 100 };
+    for round in 0..10 {
+        let asking = [&one, &two].map(|ledger| {
+            let (ledger, prefix) = (ledger.clone(), format!("192.0.{round}.0/24"));
+            tokio::spawn(async move {
+                ledger.promise_starter(peer(7), prefix, 1, most, None).await.expect("promises")
+            })
+        });
+        let [first, second] = asking;
+        let promised = [first.await.expect("ends"), second.await.expect("ends")];
+        assert_eq!(promised[0].bytes + promised[1].bytes, 10, "round {round}");
+        for (ledger, promise) in [&one, &two].into_iter().zip(promised) {
+            let left = promise.bytes;
+            ledger.return_starter(promise, 1, left).await.expect("returns");
+        }
+    }
+    let held = one.promise_starter(peer(8), "192.0.2.0/24".to_owned(), 1, most, None).await;
+    assert_eq!(held.map(|promise| promise.bytes), Ok(10));
+    // The other one starts anew: what this one promised stays promised.
+    two.return_all_starter().await.expect("returns its own");
+    let none = two.promise_starter(peer(9), "192.0.2.0/24".to_owned(), 1, most, None).await;
+    assert_eq!(none.map(|promise| promise.bytes), Ok(0));
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use sluice_ledger::LedgerError;
+use sluice_ledger::{LedgerError, StarterPromise};
 use sluice_metering::RelayMeter;
 use sluice_proto::PeerId;
 use sluice_proto::wire::code;
@@ -96,23 +96,37 @@ impl Shared {
         }
     }
 
+    /// Writes down how many starter bytes are left of a promise.
     pub(super) async fn record_starter(
         self: Arc<Self>,
         peer: PeerId,
-        entry: Arc<Mutex<Meter>>,
-        bytes: u64,
+        promise: StarterPromise,
+        left: u64,
     ) {
         let Some(payment) = self.desk.payment() else { return };
-        let prefix = entry.lock().new.starter.prefix.clone();
         loop {
-            let (prefix, month) = (prefix.clone(), self.desk.month());
-            let result = payment.ledger.record_starter(peer, prefix, month, bytes).await;
+            let month = self.desk.month();
+            let result = payment.ledger.record_starter(promise.clone(), month, left).await;
             let Err(error) = result else { return };
             tracing::error!(%error, holder = %peer, "starter bytes could not be written down");
             if !error.is_passing() {
                 return self.meter(&peer, RelayMeter::handle_ledger_failed);
             }
             self.desk.clock().sleep(LEDGER_AGAIN).await;
+        }
+    }
+
+    /// Returns what is left of a promise to those who come next.
+    pub(crate) async fn return_starter(self: Arc<Self>, promise: StarterPromise, left: u64) {
+        let Some(payment) = self.desk.payment() else { return };
+        loop {
+            let month = self.desk.month();
+            let result = payment.ledger.return_starter(promise.clone(), month, left).await;
+            match result {
+                Err(error) if error.is_passing() => self.desk.clock().sleep(LEDGER_AGAIN).await,
+                Err(error) => return tracing::warn!(%error, "starter bytes stay promised"),
+                Ok(()) => return,
+            }
         }
     }
 
