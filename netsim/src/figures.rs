@@ -98,6 +98,12 @@ impl Spans {
         self.0.insert(at, span);
     }
 
+    /// Adds those of another.
+    pub fn merge(&mut self, other: &Self) {
+        self.0.extend(&other.0);
+        self.0.sort_unstable();
+    }
+
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> usize {

@@ -12,6 +12,7 @@
 //! - [`matrix`], [`failover`], [`sim`], [`liars`], [`metering`], [`rates`],
 //!   [`cost`], [`echoes`]: what the commands run.
 //! - [`mesh`]: finding records among real swarms, in real time.
+//! - [`market`]: the market alone, with as many homes as one likes.
 //! - `crash`: the ledger in real processes on a real disk, ended and failed at every call.
 //! - `fleet`: several processes on one PostgreSQL server, which is killed.
 //!
@@ -29,6 +30,7 @@ pub mod figures;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod fleet;
 pub mod liars;
+pub mod market;
 pub mod matrix;
 pub mod mesh;
 pub mod metering;

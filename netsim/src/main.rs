@@ -11,7 +11,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use netsim::figures::{self, Figure};
 use netsim::matrix::{self, Help};
-use netsim::{cost, echoes, failover, liars, metering, pool, rates, sim};
+use netsim::{cost, echoes, failover, liars, market, metering, pool, rates, sim};
 
 /// Runs real nodes and relays on a simulated network.
 #[derive(Debug, Parser)]
@@ -33,6 +33,8 @@ enum Command {
     Liars(Liars),
     /// The metering core alone, over schedules of bad luck: is a byte billed twice, or lost?
     Metering(Schedules),
+    /// The market alone: what is paid above the cheapest, what a node does and keeps, what sybils get.
+    Market(market::Options),
     /// Lines of all rates and delays: does a window slow down whoever pays?
     Rates(Lines),
     /// An hour at a keyboard through a paid relay: does it meet the grant?
@@ -167,6 +169,7 @@ fn main() -> Result<ExitCode> {
         Command::Failover(options) => run_failover(&options),
         Command::Liars(options) => run_liars(&options),
         Command::Metering(options) => run_metering(&options),
+        Command::Market(options) => run_market(&options),
         Command::Rates(options) => run_rates(&options),
         Command::Cost(options) => run_cost(&options),
         Command::Echoes(options) => run_echoes(&options),
@@ -357,6 +360,16 @@ fn run_metering(options: &Schedules) -> Result<ExitCode> {
 fn run_mesh(options: &netsim::mesh::Options) -> Result<ExitCode> {
     conclude(&netsim::mesh::run(options, say)?, options.json);
     Ok(ExitCode::SUCCESS)
+}
+
+fn run_market(options: &market::Options) -> Result<ExitCode> {
+    let began = std::time::Instant::now();
+    let report = market::run(options, say)?;
+    let mut figures = report.figures();
+    let minutes = began.elapsed().as_secs_f64() / 60.0;
+    figures.push(Figure::new("minutes that this took", minutes, "min", figures::Target::None));
+    conclude(&figures, options.json);
+    Ok(if report.controls_failed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

@@ -7,7 +7,7 @@
 //! is by a secret of the provider's: the same relay has the same luck tomorrow, so that a choice changes only
 //! when a relay does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,9 @@ const KNOWN_MAX: usize = 256;
 pub const PREFIX_SEATS_MAX: usize = 2;
 /// Where there are few prefixes, so many times an even share.
 const EVEN_SHARES: u64 = 4;
+/// Of its share of the choices, what a prefix has of the chances, in hundredths: who is left for the second
+/// choice has more of the chances than for the first.
+const DRAWN_SHARE: u64 = 90;
 /// The best of a quality counts so many times the worst that is taken.
 const BEST: u64 = 8;
 /// A proven rate of so much more counts once more, bits per second.
@@ -159,6 +162,8 @@ pub struct RelayChoice {
     pub chosen: Vec<PeerId>,
     /// All that are known.
     pub ranking: Vec<(PeerId, RelayVerdict)>,
+    /// The largest share of the chances that one prefix could have, in millionths.
+    pub prefix_share_ppm: u32,
 }
 
 /// A relay and what is to be said of it.
@@ -266,6 +271,7 @@ impl RelayBook {
     /// the caller opens reservations at new ones before it gives old ones up.
     pub fn choose(&mut self, now: Instant) -> RelayChoice {
         let (mut ranking, drawn) = self.draw(now);
+        let prefix_share_ppm = self.prefix_share(drawn.iter().map(|(peer, _)| peer));
         let picked = self.pick(&drawn);
         let chosen: Vec<PeerId> = picked
             .iter()
@@ -292,7 +298,7 @@ impl RelayBook {
             }
         }
         all.append(&mut ranking);
-        RelayChoice { chosen, ranking: all }
+        RelayChoice { chosen, ranking: all, prefix_share_ppm }
     }
 
     /// Those that are out of the question, and the others in the order of the draw.
@@ -353,12 +359,18 @@ impl RelayBook {
             *sums.entry(prefix(known)).or_default() += weight;
         }
         let share = u64::from(prefix_share_max_ppm(sums.len(), self.policy.prefix_share_ppm));
-        let most = level(sums.values().copied(), share);
+        let most = level(sums.values().copied(), share * DRAWN_SHARE / 100);
         let capped = |(known, weight): &(&Known, u64)| {
             let sum = sums[&prefix(known)];
             *weight as f64 * (sum.min(most) as f64 / sum as f64)
         };
         weights.iter().map(capped).collect()
+    }
+
+    fn prefix_share<'a>(&self, of: impl Iterator<Item = &'a PeerId>) -> u32 {
+        let prefixes: BTreeSet<IpPrefix> =
+            of.map(|peer| IpPrefix::of(self.known[peer].facts.address.ip())).collect();
+        prefix_share_max_ppm(prefixes.len(), self.policy.prefix_share_ppm)
     }
 
     /// The first of the draw that differ in operator and prefix; if these are too few, others too.

@@ -66,7 +66,7 @@ impl Default for TenantPolicy {
             latency_max: None,
             bids_enough: 12,
             finalists: 4,
-            asked_max: 512,
+            asked_max: 1_024,
             clock: Duration::from_millis(1_500),
             bidding: Duration::from_secs(2),
             stamp_bits: Some(16),
