@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use prost::Message;
 use sluice_proto::eth::keccak256;
+use sluice_proto::market::Lease;
 use sluice_proto::wire::pay;
 use sluice_proto::{
     Amount, Domain, EthAddress, IdError, Keypair, LeaseId, PeerId, Price, SignatureError, Topic,
@@ -109,6 +110,30 @@ impl Terms {
             expires_unix_s: wire.expires_unix_s,
             rate_max: wire.rate_max,
         })
+    }
+
+    /// Those of a lease that both signed: what a session under it is metered by.
+    #[must_use]
+    pub fn of_lease(lease: &Lease) -> Self {
+        let payment = lease.money.map(|money| Payment {
+            domain: money.domain,
+            token: money.token,
+            payee: lease.provider_wallet,
+            payout: lease.payout,
+            period_s: lease.period_s,
+        });
+        Self {
+            lease: lease.lease,
+            payer: lease.tenant,
+            payee: lease.provider,
+            price: lease.price,
+            window: lease.window,
+            payment,
+            starter_bytes: lease.starter_bytes,
+            idle_timeout_s: lease.idle_timeout_s,
+            expires_unix_s: lease.ends_unix_s(),
+            rate_max: lease.rate_max,
+        }
     }
 
     /// How much of a channel's deposit may be earned by now, cumulative: what of it is final, and

@@ -1,6 +1,7 @@
 //! Orders, bids and leases.
 
 use bytes::Bytes;
+use sluice_metering::Terms;
 use sluice_proto::market::{
     Award, AwardAnswer, AwardRefusal, Bid, DirectPolicy, Lease, Money, Order, OrderId, Region,
     SealedBid, ServiceKind, ServiceOffer, Signatures, SignedLease, SignedOrder, close_order,
@@ -156,6 +157,8 @@ fn market_messages() {
         }
         let _ = Bid::open(&bytes);
         if let Ok(lease) = Lease::parse(&bytes) {
+            let terms = Terms::of_lease(&lease);
+            assert_eq!(Terms::parse(&terms.encode()), Ok(terms));
             assert_eq!(Lease::parse(&lease.encode()), Ok(lease));
         }
         if let Ok(award) = Award::open(&bytes) {
