@@ -98,7 +98,8 @@ fn cheaper_nearer_and_faster_relays_are_chosen_more_often() {
     let chosen = (0..200)
         .filter(|key| book(policy(), *key, &relays, now).choose(now).chosen.contains(&best.peer))
         .count();
-    assert!(chosen > 120, "chosen by {chosen} of 200, and 40 by chance");
+    // One prefix of ten has at most 36 % of the chances, so that some 60 % have it among their two.
+    assert!((100..140).contains(&chosen), "chosen by {chosen} of 200, and 40 by chance");
 }
 
 #[test]
