@@ -46,7 +46,7 @@ pub fn node(who: &Member, accept: AcceptPolicy) -> Result<Node> {
 }
 
 /// Opens a channel that the terms ask for, and makes its purse.
-async fn open_channel(money: &Money, terms: &Terms) -> Result<(Purse, ChannelKey)> {
+async fn open_channel(money: &Money, terms: &Terms) -> Result<Paid> {
     let payment = terms.payment.context("the terms ask for nothing")?;
     let wallet = money.wallet.address();
     let key = ChannelKey {
@@ -60,7 +60,7 @@ async fn open_channel(money: &Money, terms: &Terms) -> Result<(Purse, ChannelKey
     money.chain.open_channel(&money.wallet, key, DEPOSIT, payment.period_s).await?;
     let (id, domain) = (key.id(&payment.domain), payment.domain);
     let channel = Channel { id, domain, signer: wallet, deposit: DEPOSIT, base: Amount(0) };
-    Ok((Purse { channel, key: money.wallet.clone() }, key))
+    Ok(Paid { purse: Purse { channel, key: money.wallet.clone() }, key })
 }
 
 fn bind(purse: &Purse, key: &ChannelKey, us: &PeerId, exporter: &[u8; 32]) -> pay::ChannelBinding {
@@ -75,6 +75,22 @@ fn bind(purse: &Purse, key: &ChannelKey, us: &PeerId, exporter: &[u8; 32]) -> pa
     }
 }
 
+/// A channel, and who signs for it.
+#[derive(Debug, Clone)]
+pub struct Paid {
+    purse: Purse,
+    key: ChannelKey,
+}
+
+impl Paid {
+    /// What its payer would have to count from, after what was paid before.
+    #[must_use]
+    pub fn from(mut self, base: Amount) -> Self {
+        self.purse.channel.base = base;
+        self
+    }
+}
+
 /// A tenant with a good channel that signs nothing by itself.
 #[derive(Debug)]
 pub struct LyingTenant {
@@ -82,6 +98,7 @@ pub struct LyingTenant {
     control: (SendStream, MessageReader<session::Session>),
     terms: Terms,
     purse: Purse,
+    key: ChannelKey,
     number: u64,
     _link: RelayLink,
 }
@@ -92,30 +109,57 @@ impl LyingTenant {
     /// # Errors
     /// When it is refused.
     pub async fn begin(who: &Member, ticket: &Ticket) -> Result<Self> {
+        Self::begin_on(who, ticket, Bytes::new(), None).await
+    }
+
+    /// Asks for a lease that nobody has, and pays it from the channel of another.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub async fn begin_anew(who: &Member, ticket: &Ticket, other: &Paid) -> Result<Self> {
+        let nobodys = Bytes::from_static(&[0; 32]);
+        Self::begin_on(who, ticket, nobodys, Some(other.clone())).await
+    }
+
+    async fn begin_on(
+        who: &Member,
+        ticket: &Ticket,
+        lease: Bytes,
+        paid: Option<Paid>,
+    ) -> Result<Self> {
         let node = node(who, AcceptPolicy::Nobody)?;
         let link = node.link(*ticket.relays.first().context("no relay")?, None);
         let session = node.connect(ticket, &link).await?;
         let (send, receive) = session.connection().open_bi().await?;
         let mut control = (send, MessageReader::new(receive));
-        say(&mut control, Kind::Hello(Hello { versions: vec![VERSION], ..Hello::default() }))
-            .await?;
+        let hello = Hello { versions: vec![VERSION], lease, ..Hello::default() };
+        say(&mut control, Kind::Hello(hello)).await?;
         let Kind::Offer(offer) = hear(&mut control).await? else { bail!("no offer") };
         let signed = offer.terms.context("no terms")?;
         let terms = Terms::open(&signed)?;
         let money = who.money.as_ref().context("a liar needs money, or it is not heard")?;
-        let (purse, key) = open_channel(money, &terms).await?;
+        let Paid { purse, key } = match paid {
+            Some(paid) => paid,
+            None => open_channel(money, &terms).await?,
+        };
         let mut accept = accept_terms(&who.identity.node, &signed.terms);
         accept.channel = Some(bind(&purse, &key, &who.peer(), &session.exporter()));
         say(&mut control, Kind::Accept(accept)).await?;
         let Kind::Ready(ready) = hear(&mut control).await? else { bail!("not ready") };
         let number = ready.session;
-        Ok(Self { session, control, terms, purse, number, _link: link })
+        Ok(Self { session, control, terms, purse, key, number, _link: link })
     }
 
     /// The terms that it accepted and does not keep.
     #[must_use]
     pub fn terms(&self) -> &Terms {
         &self.terms
+    }
+
+    /// The channel that pays it.
+    #[must_use]
+    pub fn paid(&self) -> Paid {
+        Paid { purse: self.purse.clone(), key: self.key }
     }
 
     /// Asks a web service for content; the stream of the answer.
@@ -263,7 +307,7 @@ async fn accept_offer(
 ) -> Result<pay::Accept> {
     let signed = offer.terms.as_ref().context("no terms")?;
     let money = who.money.as_ref().context("a liar needs money, or it is not heard")?;
-    let (purse, key) = open_channel(money, &Terms::open(signed)?).await?;
+    let Paid { purse, key } = open_channel(money, &Terms::open(signed)?).await?;
     let mut accept = accept_terms(&who.identity.node, &signed.terms);
     accept.channel = Some(bind(&purse, &key, &who.peer(), exporter));
     Ok(accept)

@@ -45,7 +45,7 @@ pub use content::{CHUNK, content, differs_at, sha256_of, sha256_of_content};
 pub use curl::{Curl, Downloaded, curl};
 pub use devnet::{DEPTH, Devnet};
 pub use lab::{Lab, Provider, RelayRole, Tenant, event_kind};
-pub use liar::{LyingHolder, LyingTenant, node, read_all, voucher_for};
+pub use liar::{LyingHolder, LyingTenant, Paid, node, read_all, voucher_for};
 pub use process::{Account, Process};
 pub use program::sluice;
 pub use three::{Three, amount, done, last};

@@ -108,6 +108,88 @@ async fn a_tenant_that_never_signs_gets_at_most_one_window() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_that_asks_for_lease_after_lease_gets_no_window_for_each() -> Result<()> {
+    const LEASES: u64 = 12;
+    let home = Home::new().await?;
+    let (who, first) = home.liar().await?;
+    let (window, paid) = (first.terms().window, first.paid());
+    let mut leases = std::collections::BTreeSet::from([first.terms().lease]);
+    let (mut got, mut liar) = (0, first);
+    for seed in 1..=LEASES {
+        let mut stream = liar.ask("web", &format!("{seed}/{LARGE}")).await?;
+        got += read_all(&mut stream).await?;
+        liar.leave();
+        liar = LyingTenant::begin_anew(&who, &home.ticket, &paid).await?;
+        leases.insert(liar.terms().lease);
+    }
+    ensure!(leases.len() as u64 == LEASES + 1, "it had {} leases", leases.len());
+    ensure!(got > window, "something was given: {got}");
+    // Four that may be lost to crashes, and the one that is open.
+    ensure!(got <= 5 * window, "{got} bytes for nothing");
+    // Another key with the same channel does not get any.
+    let mut other = home.cast.member().await?;
+    other.money.clone_from(&who.money);
+    let refused = LyingTenant::begin_anew(&other, &home.ticket, &paid).await;
+    let refused = refused.err().context("a channel paid two leases")?;
+    ensure!(format!("{refused:#}").contains("pays lease"), "{refused:#}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_channel_paid_once_pays_for_no_other_lease() -> Result<()> {
+    let home = Home::new().await?;
+    let (who, liar) = home.liar().await?;
+    let wallet = who.money.as_ref().context("a wallet")?.wallet.clone();
+    let mut stream = liar.ask("web", "1/100000").await?;
+    let got = read_all(&mut stream).await?;
+    liar.pay(voucher_for(&mut liar.payer(&wallet), &stream, got))?;
+    wait("a voucher", || home.account(who.peer()).is_ok_and(|a| a.paid.down == got)).await?;
+    let before = home.account(who.peer())?.amount;
+    let (lease, paid) = (liar.terms().lease, liar.paid());
+    liar.leave();
+
+    let again = LyingTenant::begin_anew(&who, &home.ticket, &paid).await?;
+    ensure!(again.terms().lease != lease);
+    let mut stream = again.ask("web", "2/100000").await?;
+    let more = read_all(&mut stream).await?;
+    // The same amounts as before, from 0: worth nothing to who has them already.
+    again.pay(voucher_for(&mut again.payer(&wallet), &stream, more))?;
+    home.wait_for_lie("the voucher says").await?;
+    let account = home.account(who.peer())?;
+    ensure!((account.vouchers, account.amount) == (0, before), "{account:?}");
+    again.leave();
+
+    let honest = paid.from(before);
+    let honest = LyingTenant::begin_anew(&who, &home.ticket, &honest).await?;
+    let mut stream = honest.ask("web", "3/100000").await?;
+    let more = read_all(&mut stream).await?;
+    honest.pay(voucher_for(&mut honest.payer(&wallet), &stream, more))?;
+    let due = before.0 + u128::from(more) * 2;
+    wait("a voucher", || home.account(who.peer()).is_ok_and(|a| a.amount.0 == due)).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_whose_channel_ends_goes_on_with_another() -> Result<()> {
+    let home = Home::new().await?;
+    let who = home.cast.member().await?;
+    let mut channels = std::collections::BTreeSet::new();
+    for seed in 1..=2 {
+        let connect = Connect::start(home.cast.connect_options(&who, &home.ticket, "web")).await?;
+        let port = connect.local().first().context("a local port")?.0;
+        let page = tokio::task::spawn_blocking(move || curl(port, &format!("{seed}/300000")));
+        ensure!(page.await??.len() == 300_000);
+        connect.stop().await;
+        let rows = who.ledger.channels().await?;
+        let newest = rows.last().context("a channel")?;
+        channels.insert(newest.id);
+        let money = who.money.as_ref().context("a wallet")?;
+        money.chain.start_close(&money.wallet, &newest.key).await?;
+    }
+    ensure!(channels.len() == 2, "{channels:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_a_voucher_that_holds_counts_and_only_once() -> Result<()> {
     let home = Home::new().await?;
     let (who, liar) = home.liar().await?;

@@ -113,6 +113,35 @@ pub enum LedgerError {
         /// Amount that was offered.
         offered: Amount,
     },
+    /// A channel pays one lease at a time.
+    #[error(
+        "channel {channel} pays lease {lease}, which is neither closed nor expired: go on with that \
+         one, or show another channel"
+    )]
+    ChannelInUse {
+        /// The channel.
+        channel: ChannelId,
+        /// The lease that it pays.
+        lease: LeaseId,
+    },
+    /// A lease is to begin below what was earned on its channel before.
+    #[error("lease {lease} is to begin at {base}, below {earned}, earned on its channel before")]
+    BaseTooLow {
+        /// The lease.
+        lease: LeaseId,
+        /// What it was to begin at.
+        base: Amount,
+        /// The newest amount on its channel.
+        earned: Amount,
+    },
+    /// A voucher for a lease whose channel pays a later one.
+    #[error("lease {lease} has ended: channel {channel} pays a later one")]
+    Ended {
+        /// The lease.
+        lease: LeaseId,
+        /// The channel that paid it.
+        channel: ChannelId,
+    },
     /// The amount beside a voucher is not the one inside it, or it pays from another channel than
     /// its lease's.
     #[error("voucher for lease {lease}: its {field} is not the one that was stated beside it")]

@@ -191,7 +191,8 @@ impl Fences {
     }
 }
 
-/// Lets a write pass whose process has what guards it; takes it if nobody has it.
+/// Lets a write pass whose process has what guards it. Whoever let go, or never took it, begins with
+/// [`take`] and reads anew: others may have written since.
 pub(crate) fn pass(db: &Db<'_>, guarded: Guarded) -> Result<(), Fault> {
     let Db::Postgres(_, Some(fences)) = db else { return Ok(()) };
     match fences.hold(guarded) {
@@ -203,11 +204,10 @@ pub(crate) fn pass(db: &Db<'_>, guarded: Guarded) -> Result<(), Fault> {
             fences.stage(guarded, Hold::Lost);
             Err(fenced(guarded, member))
         }
-        Hold::Lost => {
+        Hold::Lost | Hold::Free => {
             let found = look(db, guarded)?;
             Err(fenced(guarded, found.member))
         }
-        Hold::Free => acquire(db, fences, guarded),
     }
 }
 

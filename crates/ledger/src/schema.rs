@@ -12,9 +12,9 @@ use crate::lock::private;
 /// Marks the file as a ledger: "SLUC" in ASCII.
 const APPLICATION_ID: i64 = 0x534C_5543;
 /// What takes a ledger of version `index` to version `index + 1`.
-const MIGRATIONS: [&str; 1] = [include_str!("schema/v1.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("schema/v1.sql"), include_str!("schema/v2.sql")];
 /// The newest schema version that is known here.
-pub const SCHEMA_VERSION: i64 = 1;
+pub const SCHEMA_VERSION: i64 = 2;
 /// How long a statement waits for another program, a backup for example, that holds the file.
 const BUSY_MAX: Duration = Duration::from_secs(5);
 

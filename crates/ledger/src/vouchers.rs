@@ -8,7 +8,7 @@ use sluice_proto::{Amount, ChannelId, LeaseId};
 use crate::db::{Db, Row};
 use crate::error::Fault;
 use crate::fence::{self, Guarded};
-use crate::rows::{amount, bytes, channel, count, integer};
+use crate::rows::{amount, bytes, channel, count, flag, integer};
 use crate::{Ledger, LedgerError, Link, Role, StoredVoucher};
 
 /// Most links that are kept for one lease and role. When they are reached, every second one of the
@@ -22,7 +22,8 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::NotHigher`] when its amount or a count is below what is held; an identical
     /// repeat is fine, and so is another voucher of the same worth, which replaces it.
-    /// [`LedgerError::UnknownLease`] unless its lease was put before; [`LedgerError::BelowBase`],
+    /// [`LedgerError::UnknownLease`] unless its lease was put before; [`LedgerError::Ended`] when its
+    /// channel pays a later one; [`LedgerError::Fenced`]; [`LedgerError::BelowBase`],
     /// [`LedgerError::Mismatch`], [`LedgerError::Range`]; [`LedgerError::Write`] when it may not be
     /// counted upon.
     pub async fn record_earned(&self, voucher: StoredVoucher) -> Result<(), LedgerError> {
@@ -96,6 +97,7 @@ struct Place {
     lease: i64,
     base: Amount,
     channel: Option<ChannelId>,
+    closed: bool,
 }
 
 fn record(db: &Db<'_>, role: Role, offered: &StoredVoucher) -> Result<(), Fault> {
@@ -103,6 +105,9 @@ fn record(db: &Db<'_>, role: Role, offered: &StoredVoucher) -> Result<(), Fault>
     let session = integer("session", offered.session)?;
     let place = place(db, offered.lease)?.ok_or(LedgerError::UnknownLease(offered.lease))?;
     agrees(offered, &place)?;
+    if role == Role::Payee {
+        goes_on(db, offered, &place)?;
+    }
     fence::pass(db, Guarded::of(place.channel, offered.lease))?;
     let held = held(db, place.lease, role)?;
     let moved = moved(offered, held.as_ref())?;
@@ -143,13 +148,44 @@ fn record(db: &Db<'_>, role: Role, offered: &StoredVoucher) -> Result<(), Fault>
 }
 
 fn place(db: &Db<'_>, lease: LeaseId) -> Result<Option<Place>, Fault> {
-    db.row("SELECT n, base, channel FROM lease WHERE id = $1", &[lease.0.into()], |row| {
+    db.row("SELECT n, base, channel, closed FROM lease WHERE id = $1", &[lease.0.into()], |row| {
         Ok(Place {
             lease: row.number("n")?,
             base: amount(row, "base")?,
             channel: channel(row, "channel")?,
+            closed: flag(row, "closed")?,
         })
     })
+}
+
+/// A channel that went on to a later lease pays this one no more: the later one counts from what was
+/// earned before it.
+fn goes_on(db: &Db<'_>, offered: &StoredVoucher, place: &Place) -> Result<(), Fault> {
+    let Some(channel) = place.channel.filter(|_| place.closed) else { return Ok(()) };
+    let later = db.row(
+        "SELECT n FROM lease WHERE channel = $1 AND role = $2 AND n > $3 LIMIT 1",
+        &[channel.0.into(), Role::Payee.into(), place.lease.into()],
+        |row| row.number("n"),
+    )?;
+    match later {
+        Some(_) => Err(LedgerError::Ended { lease: offered.lease, channel }.into()),
+        None => Ok(()),
+    }
+}
+
+/// The highest amount that was earned on a channel under other leases than this one.
+pub(crate) fn earned_before(
+    db: &Db<'_>,
+    channel: ChannelId,
+    lease: LeaseId,
+) -> Result<Option<Amount>, Fault> {
+    db.row(
+        "SELECT newest.amount FROM newest JOIN lease ON lease.n = newest.lease
+         WHERE newest.channel = $1 AND newest.role = $2 AND lease.id <> $3
+         ORDER BY newest.amount DESC LIMIT 1",
+        &[channel.0.into(), Role::Payee.into(), lease.0.into()],
+        |row| amount(row, "amount"),
+    )
 }
 
 /// Whether what was stated beside the voucher is what it and its lease say.

@@ -22,7 +22,13 @@
 //!
 //! What a payer was sent and will never pay (the gaps of reset streams, what was open when a session
 //! broke) is written off, up to four windows and 5 % of what it paid; beyond that the gate closes, so
-//! that resetting and reconnecting again and again brings nobody a free ride.
+//! that resetting and reconnecting again and again brings nobody a free ride. A provider adds these
+//! losses up by node and by wallet over their leases ([`Payee::after_losses`]). So all nodes that one
+//! wallet pays for can take from it at most four windows and 5 % of what they paid, and one window for
+//! each lease that they have at once, each on a channel of its own whose deposit holds its price.
+//!
+//! A channel pays one lease of a payee at a time, and each lease begins at what was earned or redeemed
+//! on it before ([`Channel::begin`]).
 //!
 //! Before a session begins both sides show their newest voucher, and go on from the higher one
 //! ([`Resumption`]): a ledger that was restored from a backup makes nobody pay twice.
@@ -34,6 +40,7 @@
 
 #![warn(clippy::arithmetic_side_effects, clippy::as_conversions, clippy::float_arithmetic)]
 
+mod binding;
 mod channel;
 mod counts;
 mod debt;
@@ -53,6 +60,7 @@ mod terms;
 mod till;
 mod voucher;
 
+pub use binding::{OnChain, Unfit};
 pub use channel::{Channel, Purse, show_channel};
 pub use counts::{Counts, Direction, StreamIndex};
 pub use debt::Debt;
@@ -63,7 +71,7 @@ pub use grant::{
 };
 pub use holder::HolderMeter;
 pub use lie::{Evidence, Lie};
-pub use payee::{Payee, PayeeEvent};
+pub use payee::{Losses, Payee, PayeeEvent};
 pub use payer::{Payer, PayerEvent};
 pub use relay_meter::{RelayMeter, RelayMeterEvent};
 pub use resume::{Resumption, Standing, check_session, session_after};

@@ -51,6 +51,15 @@ pub enum PayeeEvent {
     Writable,
 }
 
+/// Bytes that a payer was given and did not pay.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// With sessions that ended.
+    pub lost: u64,
+    /// In this one, so far.
+    pub open: u64,
+}
+
 /// The provider's account on one lease, over all its sessions.
 ///
 /// Drive it like this: report facts with `handle_*`, then drain [`poll_event`](Self::poll_event)
@@ -65,8 +74,9 @@ pub struct Payee {
     /// Bytes read from the payer, and granted to be read.
     read: u64,
     reading: u64,
-    /// Lost with earlier sessions.
+    /// Lost with earlier sessions, and under earlier leases.
     lost: u64,
+    lost_before: u64,
     unpaid_max: u64,
     claimed: u64,
     claim: Repeat,
@@ -96,6 +106,7 @@ impl Payee {
             read: counts.up,
             reading: 0,
             lost: 0,
+            lost_before: 0,
             unpaid_max: 0,
             claimed: counts.up,
             claim: Repeat::new(),
@@ -105,6 +116,23 @@ impl Payee {
             blocked: false,
             ledger_failed: false,
             events: VecDeque::new(),
+        }
+    }
+
+    /// What this payer left unpaid under leases before counts against what may be lost on this one,
+    /// and the starter bytes are gone with it.
+    #[must_use]
+    pub const fn after_losses(mut self, lost: u64) -> Self {
+        (self.lost, self.lost_before) = (lost, lost);
+        self
+    }
+
+    /// What was lost on this lease, and what is open.
+    #[must_use]
+    pub fn losses(&self) -> Losses {
+        Losses {
+            lost: self.lost.saturating_sub(self.lost_before),
+            open: self.counted().since(self.till.stated()),
         }
     }
 
@@ -447,11 +475,13 @@ impl Payee {
         self.unpaid_max
     }
 
-    /// The window, with the starter bytes as long as no voucher came.
+    /// The window, with the starter bytes as long as no voucher came and nothing was lost
+    /// before.
     #[must_use]
     pub fn window(&self) -> u64 {
         let terms = self.till.terms();
-        let starter = if self.till.newest().is_none() { terms.starter_bytes } else { 0 };
+        let is_new = self.till.newest().is_none() && self.lost_before == 0;
+        let starter = if is_new { terms.starter_bytes } else { 0 };
         terms.window.saturating_add(starter)
     }
 

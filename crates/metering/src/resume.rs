@@ -1,5 +1,6 @@
 //! How an account goes on: what payer and payee show each other before anything is signed.
 
+use sluice_proto::Amount;
 use sluice_proto::wire::pay;
 
 use crate::{Channel, Lie, Terms, VoucherRecord};
@@ -84,6 +85,19 @@ impl Resumption {
             let standing = if ahead { Standing::Ahead } else { Standing::Even };
             Self { newest: Some(ours), standing, gap: newest.since(found) }
         })
+    }
+
+    /// What this account goes on from, on `channel`.
+    #[must_use]
+    pub fn amount(&self, channel: &Channel) -> Amount {
+        self.newest.as_ref().map_or(channel.base, |newest| newest.amount)
+    }
+
+    /// Payee: whether both sides forgot what the chain says was `redeemed`: what they would count up
+    /// to it was paid once already, so that the account must not go on.
+    #[must_use]
+    pub fn is_forgotten(&self, channel: &Channel, redeemed: Amount) -> bool {
+        self.amount(channel) < redeemed
     }
 
     /// The voucher that must be durable before anything is signed or served.

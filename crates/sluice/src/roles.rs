@@ -1,5 +1,6 @@
 //! The three roles: relay, provider, tenant. Each composes the crates below it.
 
+mod accounts;
 mod advertise;
 mod channel;
 mod connect;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use sluice_ledger::{ChannelStatus, Edge, LeaseRow, Role, Starter, StarterMost};
 use sluice_metering::{
-    Counts, RelayMeter, Resumption, Standing, Terms, VoucherRecord, check_accept, show_channel,
+    Counts, Lie, RelayMeter, Resumption, Standing, Terms, VoucherRecord, check_accept, show_channel,
 };
 use sluice_proto::wire::control::ReserveOffer;
 use sluice_proto::wire::{code, pay};
@@ -18,7 +18,7 @@ use sluice_transport::{Clock, Random};
 
 use crate::config::{RelayConfig, RelayPayment};
 use crate::meters::{NewMeter, Starting, stored};
-use crate::payment::{Declined, Shown, declined};
+use crate::payment::{Declined, Refused, Shown, declined};
 use crate::shared::Shared;
 
 /// Silence after which a holder's session with the relay counts as ended, as the terms say it.
@@ -221,7 +221,14 @@ impl Shared {
         let payment = self.desk.payment.as_ref().expect("only then are there rows");
         if let Some(id) = row.channel {
             let channel = payment.ledger.channel(id).await?;
-            if channel.is_none_or(|channel| channel.status != ChannelStatus::Open) {
+            let is_over = match channel.filter(|row| row.status == ChannelStatus::Open) {
+                Some(channel) => {
+                    ends_lease(payment.state(&channel.key).await.as_ref().err(), Some(&row))
+                }
+                None => true,
+            };
+            if is_over {
+                payment.ledger.end_lease(row.id).await?;
                 return Ok(None);
             }
         }
@@ -323,20 +330,44 @@ impl Shared {
     ) -> Result<(), Declined> {
         let payment = self.desk.payment.as_ref().expect("it is asked before");
         let Some(outbox) = self.outbox(leg) else { return Ok(()) };
-        let terms = offered.terms;
-        let mut shown = match &accept.channel {
-            Some(binding) => {
-                Some(payment.check(outbox.connection(), &peer, binding, &terms).await?)
+        let (lease, mut shown) = (offered.terms.lease, None);
+        if let Some(binding) = &accept.channel {
+            let terms = &offered.terms;
+            match payment.check(outbox.connection(), &peer, binding, terms).await {
+                Ok(found) => shown = Some(found),
+                Err(refused) => {
+                    if ends_lease(Some(&refused), offered.row.as_ref()) {
+                        payment.ledger.end_lease(lease).await?;
+                    }
+                    return Err(refused.into());
+                }
             }
-            None => None,
-        };
-        if let (Some(shown), Some(voucher)) = (&mut shown, &accept.newest) {
-            shown.recall(&terms, voucher);
         }
+        let channel = shown.map(|shown| shown.channel.id);
+        let result = self.accept_shown(leg, peer, accept, offered, shown).await;
+        // Taken for an account that does not begin: other relays of the fleet may have it.
+        self.leave_unused(lease, channel).await;
+        result
+    }
+
+    async fn accept_shown(
+        self: &Arc<Self>,
+        leg: LegId,
+        peer: PeerId,
+        accept: &pay::Accept,
+        offered: Offered,
+        mut shown: Option<Shown>,
+    ) -> Result<(), Declined> {
+        let payment = self.desk.payment.as_ref().expect("it is asked before");
+        let terms = offered.terms;
         if shown.is_none() && self.starter_left(leg, &peer).await? == 0 {
             return self.ask_for_channel(payment);
         }
-        self.write_lease(payment, peer, &terms, offered.signed, offered.row, &mut shown).await?;
+        let presented = accept.newest.as_ref();
+        if let Some(shown) = &mut shown {
+            self.begin(payment, peer, &terms, offered.row.as_ref(), shown, presented).await?;
+        }
+        self.write_lease(payment, peer, &terms, offered.signed, offered.row, shown).await?;
         let channel = shown.map(|shown| shown.channel);
         let newest = payment.ledger.newest_earned(terms.lease).await?;
         let newest = newest.map(|v| VoucherRecord {
@@ -346,9 +377,25 @@ impl Shared {
             amount: v.amount,
             voucher: v.voucher,
         });
-        let presented = accept.newest.as_ref();
-        let resumed = Resumption::of(&terms, channel.as_ref(), newest, presented)
-            .or_else(|lie| declined(code::PROTOCOL, format!("newest voucher: {lie}")))?;
+        let resumed = Resumption::of(&terms, channel.as_ref(), newest, presented);
+        if let Err(Lie::Backwards { .. }) = &resumed {
+            payment.ledger.end_lease(terms.lease).await?;
+        }
+        let resumed =
+            resumed.or_else(|lie| declined(code::PROTOCOL, format!("newest voucher: {lie}")))?;
+        if let Some(Shown { channel, chain, .. }) = &shown
+            && resumed.is_forgotten(channel, chain.redeemed)
+        {
+            payment.ledger.end_lease(terms.lease).await?;
+            return declined(
+                code::CHANNEL,
+                format!(
+                    "the chain says that {} of channel {} was redeemed, and neither of us has a \
+                     voucher that reaches it: this reservation is over, ask anew",
+                    chain.redeemed, channel.id
+                ),
+            );
+        }
         if let Some(forgotten) = resumed.forgotten() {
             payment.ledger.record_earned(stored(forgotten.clone())).await?;
         }
@@ -370,7 +417,8 @@ impl Shared {
         let meter = RelayMeter::new(terms.clone(), channel, starter_left, resumed.newest);
         self.meter(&peer, |_, _| {});
         let now = self.desk.now();
-        let debt = self.meters.debt(&peer, meter.paid(), now);
+        let wallet = shown.map(|shown| shown.key.payer);
+        let debt = self.meters.debt(&peer, wallet, terms.lease, meter.paid(), now);
         let owed = debt.left(meter.paid(), now);
         let room = meter.limit().saturating_sub(owed);
         let Some((account, start)) = self.reserve(leg, &terms, Some(room)) else {
@@ -409,6 +457,28 @@ impl Shared {
         )
     }
 
+    /// Finds what the account begins at on the channel that is shown.
+    async fn begin(
+        &self,
+        payment: &RelayPayment,
+        peer: PeerId,
+        terms: &Terms,
+        row: Option<&LeaseRow>,
+        shown: &mut Shown,
+        presented: Option<&pay::Voucher>,
+    ) -> Result<(), Declined> {
+        let (id, ledger) = (shown.channel.id, &payment.ledger);
+        if let Some(row) = row.filter(|row| row.channel.is_some()) {
+            shown.channel.base = row.base;
+            return Ok(());
+        }
+        // It takes the channel before what was earned is read: nobody else earns on it from now on.
+        ledger.end_leases_on(id, peer, terms.lease, self.desk.unix_s()).await?;
+        let earned = ledger.newest_on_channel(id, Role::Payee).await?.map(|v| v.amount);
+        shown.channel = shown.channel.begin(terms, &shown.chain, earned, presented)?;
+        Ok(())
+    }
+
     /// Writes down what was agreed; a channel's base is what the lease began with.
     async fn write_lease(
         &self,
@@ -417,26 +487,22 @@ impl Shared {
         terms: &Terms,
         signed: pay::SignedTerms,
         row: Option<LeaseRow>,
-        shown: &mut Option<Shown>,
+        shown: Option<Shown>,
     ) -> Result<(), Declined> {
         let known = row.as_ref().and_then(|row| row.channel);
-        let showed = shown.as_ref().map(|shown| shown.channel.id);
+        let showed = shown.map(|shown| shown.channel.id);
         if let Some(known) = known
             && showed != Some(known)
         {
             if showed.is_some() {
-                let row = row.expect("it has a channel");
-                payment.ledger.put_lease(LeaseRow { closed: true, ..row }).await?;
+                payment.ledger.end_lease(terms.lease).await?;
             }
             return declined(
                 code::CHANNEL,
                 format!("this reservation is paid from channel {known}: show it, or ask anew"),
             );
         }
-        if let (Some(_), Some(row), Some(shown)) = (known, &row, shown.as_mut()) {
-            shown.channel.base = row.base;
-        }
-        if let Some(shown) = shown {
+        if let Some(shown) = &shown {
             payment.ledger.put_channel(payment.row(shown, peer)).await?;
         }
         let sessions = row.map_or(0, |row| row.sessions).saturating_add(1);
@@ -448,12 +514,19 @@ impl Shared {
             terms: signed.terms,
             terms_signature: signed.signature,
             channel: showed,
-            base: shown.as_ref().map_or(Amount(0), |shown| shown.channel.base),
+            base: shown.map_or(Amount(0), |shown| shown.channel.base),
             sessions,
             closed: false,
         };
         Ok(payment.ledger.put_lease(lease).await?)
     }
+}
+
+/// Whether a lease can't go on, since the channel that pays it ends.
+fn ends_lease(refused: Option<&Refused>, row: Option<&LeaseRow>) -> bool {
+    let Some(Refused::Unfit(unfit)) = refused else { return false };
+    let ending = unfit.ending();
+    ending.is_some() && row.and_then(|row| row.channel) == ending
 }
 
 /// A /24 or /48, as the ledger's starter bytes name it.

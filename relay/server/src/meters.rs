@@ -12,7 +12,7 @@ use sluice_ledger::{StarterPromise, StoredVoucher};
 use sluice_metering::{
     Counts, Debt, Lie, RelayMeter, RelayMeterEvent, Sight, Terms, VoucherRecord,
 };
-use sluice_proto::{Amount, LeaseId, PeerId};
+use sluice_proto::{Amount, ChannelId, EthAddress, LeaseId, PeerId};
 use sluice_relay_core::{Account, AccountTotals, LegId};
 use tokio::sync::Notify;
 
@@ -23,8 +23,15 @@ use crate::shared::Shared;
 const READ_AGAIN: Duration = Duration::from_secs(1);
 /// What a holder that left owes is remembered for this long.
 const DEBT_TTL: Duration = Duration::from_secs(3600);
-/// Holders whose debts are remembered.
+/// Holders and wallets whose debts are remembered.
 const DEBTS_MAX: usize = 65_536;
+
+/// Of whom a debt is remembered: new keys on a wallet's channels renew no window either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Debtor {
+    Holder(PeerId),
+    Wallet(EthAddress),
+}
 
 /// One reservation's money.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,6 +101,11 @@ impl Meter {
         }
     }
 
+    /// Who paid the deposit of its channel.
+    fn wallet(&self) -> Option<EthAddress> {
+        self.new.shown.map(|shown| shown.key.payer)
+    }
+
     fn start_total(&self) -> u64 {
         self.new.start.up.saturating_add(self.new.start.down)
     }
@@ -149,7 +161,7 @@ struct Todo {
 #[derive(Default)]
 pub(crate) struct Meters {
     meters: Mutex<BTreeMap<PeerId, Arc<Mutex<Meter>>>>,
-    debts: Mutex<BTreeMap<PeerId, (Debt, Instant)>>,
+    debts: Mutex<BTreeMap<Debtor, (Debt, Instant)>>,
     due: Mutex<BTreeSet<(Instant, PeerId)>>,
     notify: Notify,
 }
@@ -169,6 +181,12 @@ impl Meters {
         self.meters.lock().iter().map(|(peer, meter)| (*peer, meter.clone())).collect()
     }
 
+    /// Whether an account is paid from this channel.
+    fn pays(&self, channel: ChannelId) -> bool {
+        let is = |meter: &Meter| meter.new.shown.is_some_and(|s| s.channel.id == channel);
+        self.all().iter().any(|(_, meter)| is(&meter.lock()))
+    }
+
     /// Every account, by holder.
     pub(crate) fn stats(&self) -> Vec<MeterStats> {
         self.all().into_iter().map(|(peer, meter)| meter.lock().stats(peer)).collect()
@@ -179,26 +197,45 @@ impl Meters {
         self.get(peer)?.lock().starting()
     }
 
-    /// What a holder left unpaid before: what its newest voucher does not cover.
-    pub(crate) fn debt(&self, peer: &PeerId, newest: Counts, now: Instant) -> Debt {
-        let bytes = if let Some(meter) = self.get(peer) {
+    /// What a holder, or another with its wallet, left unpaid before: what its newest voucher on
+    /// `lease` does not cover.
+    pub(crate) fn debt(
+        &self,
+        peer: &PeerId,
+        wallet: Option<EthAddress>,
+        lease: LeaseId,
+        newest: Counts,
+        now: Instant,
+    ) -> Debt {
+        let of_holder = if let Some(meter) = self.get(peer) {
             let meter = meter.lock();
-            let unpaid = meter.new.meter.counts().since(newest);
-            let unpaid = unpaid.saturating_sub(meter.new.meter.starter_used());
+            let account = &meter.new.meter;
+            let is_same = meter.new.terms.lease == lease;
+            let unpaid = if is_same { account.counts().since(newest) } else { account.unpaid() };
+            let unpaid = unpaid.saturating_sub(account.starter_used());
             unpaid.saturating_add(meter.debt(now))
         } else {
-            match self.debts.lock().get(peer) {
-                Some((debt, at)) if now.saturating_duration_since(*at) < DEBT_TTL => {
-                    debt.left(Counts::default(), now)
-                }
-                _ => 0,
-            }
+            self.remembered(Debtor::Holder(*peer), now)
         };
-        Debt::new(bytes, now, newest)
+        let of_wallet = wallet.map_or(0, |wallet| self.remembered(Debtor::Wallet(wallet), now));
+        Debt::new(of_holder.max(of_wallet), now, newest)
     }
 
-    fn remember_debt(&self, peer: PeerId, bytes: u64, now: Instant) {
+    fn remembered(&self, debtor: Debtor, now: Instant) -> u64 {
+        match self.debts.lock().get(&debtor) {
+            Some((debt, at)) if now.saturating_duration_since(*at) < DEBT_TTL => {
+                debt.left(Counts::default(), now)
+            }
+            _ => 0,
+        }
+    }
+
+    /// An account ended with `bytes` unpaid, under which `paid` were paid: they make up for what the
+    /// same wallet owed before.
+    fn remember_debt(&self, debtor: Debtor, bytes: u64, paid: u64, now: Instant) {
+        let bytes = bytes.max(self.remembered(debtor, now).saturating_sub(paid));
         let mut debts = self.debts.lock();
+        debts.remove(&debtor);
         if bytes == 0 {
             return;
         }
@@ -206,7 +243,7 @@ impl Meters {
             debts.retain(|_, (_, at)| now.saturating_duration_since(*at) < DEBT_TTL);
         }
         if debts.len() < DEBTS_MAX {
-            debts.insert(peer, (Debt::new(bytes, now, Counts::default()), now));
+            debts.insert(debtor, (Debt::new(bytes, now, Counts::default()), now));
         }
     }
 
@@ -252,17 +289,23 @@ impl Shared {
             pending: None,
             persisting: false,
             sight: self.desk.payment().zip(new.shown).map(|(payment, shown)| {
-                Sight::new(shown.state.period_s, payment.look, self.desk.now())
+                Sight::new(shown.chain.period_s, payment.look, self.desk.now())
             }),
             lies: 0,
             new,
         };
         let old = self.meters.meters.lock().insert(peer, Arc::new(Mutex::new(meter)));
-        self.meters.debts.lock().remove(&peer);
-        if let Some(old) = old
-            && let Some(due) = old.lock().due.take()
-        {
-            self.meters.due.lock().remove(&(due, peer));
+        self.meters.debts.lock().remove(&Debtor::Holder(peer));
+        if let Some(old) = old {
+            let mut meter = old.lock();
+            if let Some(due) = meter.due.take() {
+                self.meters.due.lock().remove(&(due, peer));
+            }
+            // Else it lets go once its last voucher is written.
+            if !meter.persisting {
+                let (shared, old) = (self.clone(), old.clone());
+                tokio::spawn(async move { shared.let_go(peer, &old).await });
+            }
         }
         self.meter(&peer, |_, _| {});
     }
@@ -277,7 +320,12 @@ impl Shared {
         }
         let unpaid = meter.new.meter.unpaid().saturating_sub(meter.new.meter.starter_used());
         let now = self.desk.now();
-        self.meters.remember_debt(*peer, unpaid.saturating_add(meter.debt(now)), now);
+        let owed = unpaid.saturating_add(meter.debt(now));
+        self.meters.remember_debt(Debtor::Holder(*peer), owed, 0, now);
+        if let Some(wallet) = meter.wallet() {
+            let paid = meter.new.meter.paid().since(meter.paid_at_start);
+            self.meters.remember_debt(Debtor::Wallet(wallet), owed, paid, now);
+        }
         let stats = meter.stats(*peer);
         tracing::info!(
             holder = %peer, lease = %stats.lease, paid = stats.paid.total(),

@@ -2,6 +2,8 @@
 
 #![allow(clippy::wildcard_enum_match_arm, reason = "anything else fails the test")]
 
+#[path = "payment/channels.rs"]
+mod channels;
 #[path = "support/client.rs"]
 mod client;
 #[cfg(unix)]

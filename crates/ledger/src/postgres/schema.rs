@@ -8,9 +8,10 @@ use crate::LedgerError;
 use crate::error::Fault;
 
 /// What takes a ledger of version `index` to version `index + 1`.
-const MIGRATIONS: [&str; 1] = [include_str!("../schema/postgres_v1.sql")];
+const MIGRATIONS: [&str; 2] =
+    [include_str!("../schema/postgres_v1.sql"), include_str!("../schema/postgres_v2.sql")];
 /// The newest schema version that is known here.
-pub(crate) const VERSION: i64 = 1;
+pub(crate) const VERSION: i64 = 2;
 
 /// Brings the tables to the newest version, all in one transaction; two processes that start at once
 /// do so one after the other.

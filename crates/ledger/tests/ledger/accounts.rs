@@ -126,17 +126,63 @@ async fn the_dearest_voucher_of_a_channel_is_found_over_its_leases() {
     let Some(place) = Place::new().await else { return };
     let ledger = ledger(&place).await;
     let id = channel(Role::Payee).id;
-    for (n, amount) in [(1, 10), (2, 40), (3, 20)] {
-        let lease_id = LeaseId([n + 10; 32]);
-        ledger
-            .put_lease(LeaseRow { channel: Some(id), ..lease(lease_id, Role::Payee) })
-            .await
-            .expect("puts the lease");
-        ledger.record_earned(worth(lease_id, Some(id), 1, 1, amount)).await.expect("records");
+    for (n, base, amount) in [(1, 0, 10), (2, 10, 40), (3, 40, 40)] {
+        let row = paid(n, base);
+        ledger.end_leases_on(id, row.peer, row.id, 0).await.expect("ends the one before");
+        ledger.put_lease(row.clone()).await.expect("puts the lease");
+        ledger.record_earned(worth(row.id, Some(id), 1, 1, amount)).await.expect("records");
     }
     let newest = ledger.newest_on_channel(id, Role::Payee).await.expect("reads");
     assert_eq!(newest.map(|v| v.amount), Some(Amount(40)));
     assert_eq!(ledger.newest_on_channel(id, Role::Payer).await, Ok(None));
+}
+
+/// A lease on the channel that all of these share.
+fn paid(n: u8, base: u128) -> LeaseRow {
+    let (channel, base) = (Some(channel(Role::Payee).id), Amount(base));
+    LeaseRow { channel, base, ..lease(LeaseId([n + 10; 32]), Role::Payee) }
+}
+
+#[tokio::test]
+async fn a_channel_pays_one_lease_at_a_time_and_the_next_one_from_there() {
+    let Some(place) = Place::new().await else { return };
+    let ledger = ledger(&place).await;
+    let channel = channel(Role::Payee).id;
+    let (first, second) = (paid(1, 0), LeaseRow { peer: peer(8), ..paid(2, 0) });
+    ledger.put_lease(first.clone()).await.expect("is the first");
+    ledger.record_earned(worth(first.id, Some(channel), 1, 1, 10)).await.expect("records");
+    let in_use = Err(LedgerError::ChannelInUse { channel, lease: first.id });
+    assert_eq!(ledger.put_lease(second.clone()).await, in_use, "whoever binds it");
+    assert_eq!(ledger.put_lease(paid(3, 10)).await, in_use, "its own peer too");
+    ledger.put_lease(LeaseRow { sessions: 2, ..first.clone() }).await.expect("goes on itself");
+    let bare = LeaseRow { channel: None, ..second.clone() };
+    ledger.put_lease(bare).await.expect("without the channel");
+    assert_eq!(ledger.put_lease(second.clone()).await, in_use, "nor may it be bound later");
+
+    ledger.end_leases_on(channel, second.peer, second.id, 999).await.expect("nothing has ended");
+    assert_eq!(ledger.put_lease(second.clone()).await, in_use);
+    ledger.end_leases_on(channel, second.peer, second.id, 1_000).await.expect("has expired");
+    let (lease, base, earned) = (second.id, Amount(0), Amount(10));
+    let low = LedgerError::BaseTooLow { lease, base, earned };
+    assert_eq!(ledger.put_lease(second.clone()).await, Err(low));
+    // What comes until the next lease begins still counts.
+    ledger.record_earned(worth(first.id, Some(channel), 2, 2, 20)).await.expect("nobody else does");
+    let second = LeaseRow { base: Amount(20), ..second };
+    ledger.put_lease(second.clone()).await.expect("from there");
+    let late = ledger.record_earned(worth(first.id, Some(channel), 3, 3, 30)).await;
+    assert_eq!(late, Err(LedgerError::Ended { lease: first.id, channel }));
+    let refused = ledger.put_lease(LeaseRow { sessions: 2, ..first.clone() }).await;
+    assert_eq!(refused, Err(LedgerError::ChannelInUse { channel, lease: second.id }));
+    ledger.record_earned(worth(second.id, Some(channel), 1, 1, 21)).await.expect("counts on");
+    for moved in [
+        LeaseRow { channel: Some(ChannelId([0; 32])), ..second.clone() },
+        LeaseRow { base: Amount(0), ..second.clone() },
+    ] {
+        let refused = ledger.put_lease(moved).await;
+        assert!(matches!(refused, Err(LedgerError::Mismatch { .. })), "{refused:?}");
+    }
+    ledger.end_lease(second.id).await.expect("ends");
+    ledger.put_lease(paid(3, 21)).await.expect("is free");
 }
 
 #[tokio::test]
@@ -349,6 +395,7 @@ proptest! {
                 if reopen {
                     drop(ledger);
                     ledger = place.open().await;
+                    ledger.put_lease(lease(LEASE, Role::Payee)).await.expect("takes it again");
                 }
                 let newest = ledger.newest_earned(LEASE).await.expect("reads");
                 assert_eq!(newest.map(|v| (v.amount.0, v.up, v.down)), model.newest);

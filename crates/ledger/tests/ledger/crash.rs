@@ -157,7 +157,7 @@ async fn a_write_that_fails_strangely_ends_the_selling_and_nothing_is_lost() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut shell = Command::new("sh");
     // A bound on the size of files, met with an error instead of a signal.
-    shell.args(["-c", "trap '' XFSZ; ulimit -f 500; exec \"$0\" \"$@\""]);
+    shell.args(["-c", "trap '' XFSZ; ulimit -f 1000; exec \"$0\" \"$@\""]);
     shell.arg(std::env::current_exe().expect("knows itself"));
     shell.args(arguments("crash::child_that_records_until_it_dies")).env(FOLDER, folder.path());
     let output = shell.output().expect("starts");

@@ -88,7 +88,7 @@ async fn a_newer_schema_is_refused_and_left_as_it_was() {
         error,
         LedgerError::Newer { path: path.clone(), found: SCHEMA_VERSION + 1, known: SCHEMA_VERSION }
     );
-    assert!(error.to_string().contains("made by a newer Sluice (schema 2, this one knows 1)"));
+    assert!(error.to_string().contains("made by a newer Sluice (schema 3, this one knows 2)"));
     assert_eq!(std::fs::read(&path).expect("reads"), before);
 }
 

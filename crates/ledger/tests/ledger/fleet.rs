@@ -97,10 +97,13 @@ async fn a_channel_belongs_to_one_process_until_that_lets_go() {
     let what = format!("channel {id}");
     let owned = LedgerError::Owned { what, by: "one".to_owned() };
     assert_eq!(two.take_channel(id).await, Err(owned.clone()));
-    assert_eq!(two.put_lease(paid_lease()).await, Err(owned.clone()));
-    assert_eq!(two.record_earned(worth(LEASE, Some(id), 1, 1, 1)).await, Err(owned));
+    assert_eq!(two.put_lease(paid_lease()).await, Err(owned));
+    let fenced = LedgerError::Fenced { what: format!("channel {id}"), by: "one".to_owned() };
+    assert_eq!(two.record_earned(worth(LEASE, Some(id), 1, 1, 1)).await, Err(fenced));
     one.record_earned(worth(LEASE, Some(id), 1, 1, 1)).await.expect("is its own");
     one.let_go(LEASE, Some(id)).await.expect("lets go");
+    let late = one.record_earned(worth(LEASE, Some(id), 3, 3, 3)).await;
+    assert!(matches!(late, Err(LedgerError::Fenced { .. })), "who let go writes no more: {late:?}");
     two.put_lease(paid_lease()).await.expect("is free");
     let newest = two.newest_on_channel(id, Role::Payee).await.expect("reads");
     assert_eq!(newest.map(|v| v.amount), Some(Amount(1)), "it goes on from there");
@@ -278,7 +281,8 @@ async fn a_ledger_of_schema_1_opens_with_all_that_it_holds() {
     client.batch_execute(include_str!("../fixtures/postgres_v1.sql")).await.expect("loads");
     let ledger = place.open().await;
     holds_what_schema_1_held(&ledger).await;
-    ledger.record_earned(voucher(LEASE, 6)).await.expect("was its own");
+    ledger.put_lease(lease(LEASE, Role::Payee)).await.expect("was its own");
+    ledger.record_earned(voucher(LEASE, 6)).await.expect("goes on");
 }
 
 #[tokio::test]
@@ -286,13 +290,13 @@ async fn a_newer_schema_and_anothers_tables_are_refused_and_left_as_they_were() 
     let Some(place) = Place::new().await else { return };
     drop(place.open().await);
     let client = place.client().await;
-    client.batch_execute("UPDATE sluice.version SET number = 2").await.expect("updates");
+    client.batch_execute("UPDATE sluice.version SET number = 3").await.expect("updates");
     for refused in [
         Ledger::connect(&place.server(), "one").await,
         Ledger::connect_read_only(&place.server()).await,
     ] {
         let error = refused.expect_err("is newer");
-        assert!(matches!(error, LedgerError::Newer { found: 2, known: 1, .. }), "{error}");
+        assert!(matches!(error, LedgerError::Newer { found: 3, known: 2, .. }), "{error}");
     }
     client
         .batch_execute(

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use sluice_chain::{Chain, ChannelState, View};
+use sluice_chain::{Chain, View};
 use sluice_ledger::{ChannelRow, ChannelStatus, Ledger, RedemptionKind, RedemptionRow, Role};
-use sluice_metering::{Channel, Payment, Purse, Terms, show_channel};
+use sluice_metering::{Channel, OnChain, Payment, Purse, Terms, Unfit, show_channel};
 use sluice_proto::wire::pay;
-use sluice_proto::{Amount, ChannelId, ChannelKey, EthAddress, PeerId, WalletKey, WalletSignature};
+use sluice_proto::{Amount, ChannelId, ChannelKey, EthAddress, PeerId, WalletKey};
 use sluice_settlement::TopUpRule;
 
 use crate::settle::Deposits;
@@ -188,11 +188,10 @@ impl Money {
             );
             return Ok(None);
         };
-        let key = key_of(shown, &payment)?;
-        let id = key.id(&payment.domain);
+        let (id, key) = payment.channel_shown(shown)?;
         let wallet = self.wallet.address();
         ensure!(
-            shown.channel == id.0[..] && key.payer == wallet && key.signer == wallet,
+            key.payer == wallet && key.signer == wallet,
             "the payee says that lease {}, which this ledger does not know, is paid from a channel \
              that wallet {wallet} did not open",
             terms.lease
@@ -264,11 +263,20 @@ impl Money {
         Ok(())
     }
 
-    /// As a payee: how much of a channel's deposit may be earned by now.
-    pub(crate) async fn usable(&self, state: &ChannelState, terms: &Terms) -> Result<Amount> {
-        let settled = self.chain.channel(&state.key, View::Final).await?;
-        let settled = settled.map_or(Amount(0), |settled| settled.deposit);
-        Ok(terms.usable(state.deposit, settled, self.unfinal_credit))
+    /// As a payee: a channel as the chain has it, if it can pay; `None` when the chain lacks it.
+    pub(crate) async fn on_chain(&self, key: &ChannelKey) -> Result<Option<OnChain>> {
+        let Some(latest) = self.chain.channel(key, View::Latest).await? else { return Ok(None) };
+        let settled = self.chain.channel(key, View::Final).await?;
+        let chain = OnChain {
+            deposit: latest.deposit,
+            settled: settled.map_or(Amount(0), |settled| settled.deposit),
+            redeemed: latest.redeemed,
+            period_s: latest.period_s,
+            closing: latest.closing_at_unix_s.is_some(),
+            closed: latest.closed,
+        };
+        chain.check(key.id(&self.chain.domain()), &self.payment())?;
+        Ok(Some(chain))
     }
 
     /// As a payee: the channel that a payer bound to this session, checked on the chain.
@@ -278,67 +286,33 @@ impl Money {
         binding: &pay::ChannelBinding,
         payer: &PeerId,
         exporter: &[u8; 32],
-    ) -> Result<(Channel, ChannelRow)> {
+    ) -> Result<(Channel, ChannelRow, OnChain)> {
         let payment = self.payment();
-        let key = key_of(binding, &payment)?;
-        let id = ChannelId::parse(&binding.channel)?;
-        ensure!(
-            key.id(&payment.domain) == id,
-            "the channel is not one from you to us in our token on chain {}",
-            payment.domain.chain_id
-        );
-        let digest = payment.domain.bind_digest(id, &payer.to_bytes(), exporter);
-        let signer = WalletSignature::parse(&binding.signature)?.recover(digest);
-        ensure!(signer == Some(key.signer), "the channel's signer did not sign for this session");
-        let mut state = self.chain.channel(&key, View::Latest).await?;
+        let (id, key) = payment.channel_bound(binding, payer, exporter)?;
+        let mut chain = self.on_chain(&key).await?;
         for _ in 1..LOOKS {
-            if state.is_some() {
+            if chain.is_some() {
                 break;
             }
             tokio::time::sleep(LOOK_AGAIN).await;
-            state = self.chain.channel(&key, View::Latest).await?;
+            chain = self.on_chain(&key).await?;
         }
-        let state = state
-            .with_context(|| format!("channel {id} is not on chain {}", payment.domain.chain_id))?;
-        ensure!(!state.closed, "channel {id} is closed");
-        ensure!(state.closing_at_unix_s.is_none(), "channel {id} is being closed");
-        ensure!(state.deposit > state.redeemed, "channel {id} has nothing left");
-        ensure!(
-            state.period_s >= terms.payment.map_or(0, |p| p.period_s),
-            "channel {id} closes within {} s, less than the terms ask for",
-            state.period_s
-        );
-        let channel = Channel {
-            id,
-            domain: payment.domain,
-            signer: key.signer,
-            deposit: self.usable(&state, terms).await?,
-            base: Amount(0),
-        };
+        let chain = chain.ok_or(Unfit::Missing(id))?;
+        let deposit = terms.usable(chain.deposit, chain.settled, self.unfinal_credit);
+        let (domain, signer) = (payment.domain, key.signer);
+        let channel = Channel { id, domain, signer, deposit, base: Amount(0) };
         let row = ChannelRow {
             id,
             key,
-            domain: payment.domain,
-            deposit: state.deposit,
+            domain,
+            deposit: chain.deposit,
             role: Role::Payee,
             peer: *payer,
             status: ChannelStatus::Open,
-            period_s: state.period_s,
+            period_s: chain.period_s,
         };
-        Ok((channel, row))
+        Ok((channel, row, chain))
     }
-}
-
-/// The channel that somebody shows, under these terms.
-fn key_of(shown: &pay::ChannelBinding, payment: &Payment) -> Result<ChannelKey> {
-    Ok(ChannelKey {
-        payer: EthAddress::parse("payer", &shown.payer)?,
-        signer: EthAddress::parse("signer", &shown.signer)?,
-        payee: payment.payee,
-        payout: payment.payout,
-        token: payment.token,
-        salt: shown.salt.as_ref().try_into().context("salt must be 32 bytes")?,
-    })
 }
 
 /// The payer's proof that a channel pays for this session.

@@ -15,14 +15,17 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use sluice_ledger::{Edge, LeaseRow, Ledger, Recovery, Role, StoredVoucher};
+use sluice_ledger::{
+    ChannelRow, ChannelStatus, Edge, LeaseRow, Ledger, LedgerError, Recovery, Role, StoredVoucher,
+};
 use sluice_metering::{
-    Channel, Purse, Resumption, Terms, VoucherRecord, accept_terms, check_accept, check_session,
-    session_after, show_channel,
+    Channel, Lie, OnChain, Purse, Resumption, Terms, Unfit, VoucherRecord, accept_terms,
+    check_accept, check_session, session_after, show_channel,
 };
 use sluice_proto::wire::{self, code, pay, session};
 use sluice_proto::{
-    Amount, Keypair, LeaseId, PeerId, Price, ServiceName, VERSION, WINDOW_MAX, window_bytes,
+    Amount, EthAddress, Keypair, LeaseId, PeerId, Price, ServiceName, VERSION, WINDOW_MAX,
+    window_bytes,
 };
 use sluice_transport::Session;
 
@@ -50,6 +53,8 @@ pub(crate) struct Agreed {
     pub(crate) services: Vec<ServiceName>,
     /// The payee's view of the channel.
     pub(crate) channel: Option<Channel>,
+    /// Who paid its deposit, as the payee knows it.
+    pub(crate) wallet: Option<EthAddress>,
     /// The payer's purse, and the gas that opening its channel took.
     pub(crate) purse: Option<Purse>,
     pub(crate) open_gas: u64,
@@ -147,20 +152,40 @@ impl Host {
             _ => bail!(Refused::new(code::PROTOCOL, "accept or refuse the offer")),
         };
         check_accept(&conn.peer(), &row.terms, &accept)?;
-        let channel = self.check_channel(conn, &row, &terms, &accept).await?;
-        let shown = accept.newest.as_ref();
-        let resumed = Resumption::of(&terms, channel.as_ref(), held, shown).map_err(|lie| {
+        let shown = self.check_channel(conn, &row, &terms, &accept, now.as_secs()).await?;
+        let channel = shown.as_ref().map(|(channel, ..)| *channel);
+        let presented = accept.newest.as_ref();
+        let resumed = Resumption::of(&terms, channel.as_ref(), held, presented);
+        if let Err(Lie::Backwards { .. }) = &resumed {
+            self.ledger.end_lease(terms.lease).await?;
+        }
+        let resumed = resumed.map_err(|lie| {
             let message = format!("the voucher that you show does not hold: {lie}");
             anyhow!(lie).context(Refused::new(code::PROTOCOL, &message))
         })?;
+        if let Some((channel, _, chain)) = &shown
+            && resumed.is_forgotten(channel, chain.redeemed)
+        {
+            self.ledger.end_lease(terms.lease).await?;
+            let message = format!(
+                "the chain says that {} of channel {} was redeemed, and neither of us has a voucher \
+                 that reaches it: this lease is over, ask for another",
+                chain.redeemed, channel.id
+            );
+            bail!(Refused::new(code::CHANNEL, &message));
+        }
         let now_unix_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         let session_number = session_after(row.sessions, resumed.newest.as_ref(), now_unix_ms);
         let row = LeaseRow {
             channel: channel.map(|c| c.id).or(row.channel),
+            base: channel.map_or(row.base, |c| c.base),
             sessions: session_number,
             ..row
         };
-        self.ledger.put_lease(row).await?;
+        if let Some((_, row, _)) = &shown {
+            self.ledger.put_channel(row.clone()).await?;
+        }
+        self.ledger.put_lease(row).await.map_err(told)?;
         if let Some(forgotten) = resumed.forgotten() {
             self.ledger.record_earned(stored(forgotten)).await?;
         }
@@ -174,42 +199,43 @@ impl Host {
             control: Control::placeholder(),
             services: self.services.clone(),
             channel,
+            wallet: shown.map(|(_, row, _)| row.key.payer),
             purse: None,
             open_gas: 0,
             _start: Some(start),
         })
     }
 
-    /// The lease that the tenant wants to go on with, if its terms are still ours, or the one that it
-    /// forgot; else a new one.
+    /// The lease that the tenant wants to go on with, or the one that it forgot, while it can be used;
+    /// else a new one. A tenant has one at a time, whatever id it says, and gives it up only by asking
+    /// for [`NO_LEASE`].
     async fn lease_for(
         &self,
         conn: &Session,
         hello: &session::Hello,
         now_unix_s: u64,
     ) -> Result<LeaseRow> {
-        let known = match LeaseId::parse(&hello.lease) {
-            Ok(id) => match self.ledger.lease(id).await? {
+        let (peer, asked) = (conn.peer(), LeaseId::parse(&hello.lease).ok());
+        if let Some(id) = asked.filter(|id| *id != NO_LEASE) {
+            let known = match self.ledger.lease(id).await? {
                 Some(row) => Some(row),
-                None => self.remembered(id, hello),
-            },
-            Err(_) => {
-                let peer = conn.peer();
-                self.ledger.lease_with(peer, Edge::Tenant, Role::Payee, now_unix_s).await?
+                None => self.remembered(id, hello).await?,
+            };
+            if let Some(row) = known
+                && self.is_usable(&row, peer, now_unix_s).await?
+            {
+                return Ok(row);
             }
-        };
-        if let Some(row) = known
-            && row.peer == conn.peer()
-            && row.role == Role::Payee
-            && row.edge == Edge::Tenant
-            && !row.closed
-            && let Ok(terms) = Terms::parse(&row.terms)
-            && terms.expires_unix_s > now_unix_s
-            && terms.price == self.price
-            && terms.payment == self.payment()
-        {
-            return Ok(row);
         }
+        while let Some(row) =
+            self.ledger.lease_with(peer, Edge::Tenant, Role::Payee, now_unix_s).await?
+        {
+            if asked != Some(NO_LEASE) && self.is_usable(&row, peer, now_unix_s).await? {
+                return Ok(row);
+            }
+            self.ledger.end_lease(row.id).await?;
+        }
+        let is_known = self.ledger.knows(peer, Edge::Tenant, Role::Payee).await?;
         let mut id = [0; 32];
         getrandom::fill(&mut id).map_err(|e| anyhow!("no random bytes: {e}"))?;
         let terms = Terms {
@@ -219,7 +245,8 @@ impl Host {
             price: self.price,
             window: window_bytes(self.rate_max, conn.connection().rtt()).min(WINDOW_MAX),
             payment: self.payment(),
-            starter_bytes: self.starter_bytes,
+            // Once for each node.
+            starter_bytes: if is_known { 0 } else { self.starter_bytes },
             idle_timeout_s: u32::try_from(self.idle_timeout.as_secs()).unwrap_or(u32::MAX),
             expires_unix_s: now_unix_s.saturating_add(self.lease_for.as_secs()),
             rate_max: self.rate_max,
@@ -227,12 +254,38 @@ impl Host {
         Ok(lease_row(&terms, terms.sign(&self.key)))
     }
 
-    /// A lease that this ledger lost, from the terms that this provider signed.
-    fn remembered(&self, id: LeaseId, hello: &session::Hello) -> Option<LeaseRow> {
-        let signed = hello.terms.clone()?;
-        let terms = Terms::open(&signed).ok()?;
+    /// Whether a lease can go on: its terms are still ours, and the channel that pays it stays open.
+    async fn is_usable(&self, row: &LeaseRow, peer: PeerId, now_unix_s: u64) -> Result<bool> {
+        let ours = (row.peer, row.role, row.edge) == (peer, Role::Payee, Edge::Tenant);
+        let holds = ours
+            && !row.closed
+            && Terms::parse(&row.terms).is_ok_and(|terms| {
+                terms.expires_unix_s > now_unix_s
+                    && terms.price == self.price
+                    && terms.payment == self.payment()
+            });
+        let (Some(id), Some(money), true) = (row.channel, &self.money, holds) else {
+            return Ok(holds);
+        };
+        let Some(channel) = self.ledger.channel(id).await? else { return Ok(false) };
+        if channel.status != ChannelStatus::Open {
+            return Ok(false);
+        }
+        let found = money.on_chain(&channel.key).await;
+        // A chain that cannot be read ends nothing.
+        let ending = found.err().and_then(|e| e.downcast_ref::<Unfit>().and_then(Unfit::ending));
+        Ok(ending.is_none())
+    }
+
+    /// A lease that this ledger lost, from the terms that this provider signed. Starter bytes are for
+    /// those whom it does not know yet.
+    async fn remembered(&self, id: LeaseId, hello: &session::Hello) -> Result<Option<LeaseRow>> {
+        let Some(signed) = hello.terms.clone() else { return Ok(None) };
+        let Ok(terms) = Terms::open(&signed) else { return Ok(None) };
         let is_ours = terms.lease == id && terms.payee == self.key.public().to_peer_id();
-        is_ours.then(|| lease_row(&terms, signed))
+        let is_fair = terms.starter_bytes == 0
+            || !self.ledger.knows(terms.payer, Edge::Tenant, Role::Payee).await?;
+        Ok((is_ours && is_fair).then(|| lease_row(&terms, signed)))
     }
 
     fn payment(&self) -> Option<sluice_metering::Payment> {
@@ -245,7 +298,8 @@ impl Host {
         lease: &LeaseRow,
         terms: &Terms,
         accept: &pay::Accept,
-    ) -> Result<Option<Channel>> {
+        now_unix_s: u64,
+    ) -> Result<Option<(Channel, ChannelRow, OnChain)>> {
         let Some(money) = self.money.as_ref().filter(|_| !terms.price.is_zero()) else {
             return Ok(None);
         };
@@ -257,15 +311,42 @@ impl Host {
             return Ok(None);
         };
         let checked = money.check_binding(terms, binding, &conn.peer(), &conn.exporter()).await;
-        let (channel, row) =
-            checked.map_err(|e| anyhow!(Refused::new(code::CHANNEL, &format!("{e:#}"))))?;
-        if let Some(known) = lease.channel.filter(|known| *known != channel.id) {
-            let message = format!("this lease is paid from channel {known}: show it");
-            bail!(Refused::new(code::CHANNEL, &message));
+        if let Err(error) = &checked
+            && let Some(unfit) = error.downcast_ref::<Unfit>()
+            && unfit.ending().is_some_and(|ending| lease.channel == Some(ending))
+        {
+            self.ledger.end_lease(lease.id).await?;
         }
-        self.ledger.put_channel(row).await?;
-        Ok(Some(channel))
+        let (channel, row, chain) =
+            checked.map_err(|e| anyhow!(Refused::new(code::CHANNEL, &format!("{e:#}"))))?;
+        match lease.channel {
+            Some(known) if known == channel.id => {
+                let channel = Channel { base: lease.base, ..channel };
+                return Ok(Some((channel, row, chain)));
+            }
+            Some(known) => {
+                let message = format!("this lease is paid from channel {known}: show it");
+                bail!(Refused::new(code::CHANNEL, &message));
+            }
+            None => {}
+        }
+        let (id, ledger) = (channel.id, &self.ledger);
+        ledger.end_leases_on(id, conn.peer(), lease.id, now_unix_s).await?;
+        let earned = ledger.newest_on_channel(id, Role::Payee).await?.map(|v| v.amount);
+        let channel = channel
+            .begin(terms, &chain, earned, accept.newest.as_ref())
+            .map_err(|unfit| anyhow!(Refused::new(code::CHANNEL, &unfit.to_string())))?;
+        Ok(Some((channel, row, chain)))
     }
+}
+
+/// What the ledger says of a channel that is not free is for the tenant to hear.
+fn told(error: LedgerError) -> anyhow::Error {
+    use LedgerError::{BaseTooLow, ChannelInUse};
+    if let ChannelInUse { .. } | BaseTooLow { .. } = &error {
+        return anyhow!(Refused::new(code::CHANNEL, &error.to_string()));
+    }
+    anyhow!(error)
 }
 
 fn lease_row(terms: &Terms, signed: pay::SignedTerms) -> LeaseRow {
@@ -384,6 +465,7 @@ impl Guest {
             control,
             services,
             channel: None,
+            wallet: None,
             purse,
             open_gas,
             _start: None,

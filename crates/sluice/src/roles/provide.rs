@@ -1,6 +1,5 @@
 //! The provider: reachable through relays, serving what it declared, paid for each byte.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -12,9 +11,7 @@ use sluice_ledger::Ledger;
 use sluice_metering::{Lie, Payee};
 use sluice_proto::wire::code;
 use sluice_proto::wire::session::{Goodbye, Relays, session::Kind};
-use sluice_proto::{
-    Amount, Invite, Keypair, LeaseId, PeerId, Price, RelayAddr, Ticket, encode_relays,
-};
+use sluice_proto::{Amount, Invite, Keypair, PeerId, Price, RelayAddr, Ticket, encode_relays};
 use sluice_transport::{
     AcceptPolicy, Clock, NatOptions, Network, Node, NodeConfig, NoiseKeys, Random, RelayLink,
     Session,
@@ -23,6 +20,7 @@ use sluice_tunnel::{Account, AccountOptions, Services, Snapshot, serve};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use super::accounts::{Accounts, Kept};
 use super::advertise::{Seat, Standing, Standings, advertise};
 use super::channel::Money;
 use super::edge::{Agreed, Host};
@@ -43,8 +41,6 @@ const LINK_EVENTS: usize = 1024;
 const LEASE: Duration = Duration::from_secs(30 * 86_400);
 /// Payload between reports of what was delivered.
 const DELIVERED_STEP: u64 = 16 * 1024;
-/// Leases whose accounts are kept; beyond, those without a session go.
-const LEASES_MAX: usize = 10_000;
 
 /// What a provider is told.
 #[derive(Debug, Clone)]
@@ -86,7 +82,6 @@ pub struct ProvideOptions {
 #[derive(Debug)]
 struct Live {
     peer: PeerId,
-    lease: LeaseId,
     session: Session,
     account: Account,
 }
@@ -98,7 +93,7 @@ struct Shared {
     report: Reporter,
     clock: Clock,
     live: Mutex<Vec<Arc<Live>>>,
-    leases: Mutex<HashMap<LeaseId, Account>>,
+    accounts: Mutex<Accounts>,
     unpaid_max: AtomicU64,
     /// The relays at which it can be reached.
     named: watch::Sender<Vec<RelayAddr>>,
@@ -172,7 +167,7 @@ impl Provide {
             report: options.report.clone(),
             clock: clock.clone(),
             live: Mutex::default(),
-            leases: Mutex::default(),
+            accounts: Mutex::default(),
             unpaid_max: AtomicU64::new(0),
             named: watch::Sender::new(options.relays.clone()),
         });
@@ -350,7 +345,7 @@ impl Tickets {
 
 async fn serve_session(shared: Arc<Shared>, session: Session) {
     let peer = session.peer();
-    let kept = |lease| shared.leases.lock().get(&lease).and_then(Account::newest);
+    let kept = |lease| shared.accounts.lock().newest(lease);
     let agreed = match shared.host.welcome(&session, shared.clock.unix_time(), kept).await {
         Ok(agreed) => agreed,
         Err(error) => {
@@ -369,16 +364,11 @@ async fn serve_session(shared: Arc<Shared>, session: Session) {
         session.close(code::PROTOCOL, "another session of this lease began");
         return;
     };
-    // The lease goes on here: what is left of its earlier session is over.
-    for old in shared.live.lock().iter().filter(|l| l.lease == agreed.terms.lease) {
-        old.session.close(code::RESTARTED, "the lease goes on in another session");
+    // The tenant goes on here: what is left of its earlier session is over, on whatever lease.
+    for old in shared.live.lock().iter().filter(|l| l.peer == peer) {
+        old.session.close(code::RESTARTED, "the tenant goes on in another session");
     }
-    let live = Arc::new(Live {
-        peer,
-        lease: agreed.terms.lease,
-        session: session.clone(),
-        account: account.clone(),
-    });
+    let live = Arc::new(Live { peer, session: session.clone(), account: account.clone() });
     shared.live.lock().push(live.clone());
     let mut tasks = JoinSet::new();
     tasks.spawn(follow_path(shared.clone(), live.clone()));
@@ -436,10 +426,10 @@ fn open_account(shared: &Arc<Shared>, session: &Session, agreed: &Agreed) -> Opt
         clock: shared.clock.clone(),
     };
     let connection = session.connection().clone();
-    let mut leases = shared.leases.lock();
-    let lease = agreed.terms.lease;
+    let mut accounts = shared.accounts.lock();
+    let (lease, peer, wallet) = (agreed.terms.lease, session.peer(), agreed.wallet);
     // An account outlives its sessions: a tenant that comes back gets no second window for nothing.
-    let account = match leases.get(&lease) {
+    let account = match accounts.get(lease) {
         Some(before) => {
             let presented = agreed
                 .resumed
@@ -450,7 +440,8 @@ fn open_account(shared: &Arc<Shared>, session: &Session, agreed: &Agreed) -> Opt
         }
         None => {
             let newest = agreed.resumed.newest.clone();
-            let payee = Payee::new(agreed.terms.clone(), agreed.channel, agreed.session, newest);
+            let payee = Payee::new(agreed.terms.clone(), agreed.channel, agreed.session, newest)
+                .after_losses(accounts.losses(lease, peer, wallet));
             Some(Account::payee(payee, connection, options))
         }
     };
@@ -459,11 +450,8 @@ fn open_account(shared: &Arc<Shared>, session: &Session, agreed: &Agreed) -> Opt
     if let Some(channel) = agreed.channel {
         account.set_channel(channel);
     }
-    if leases.len() >= LEASES_MAX {
-        let live = shared.live.lock();
-        leases.retain(|_, a| live.iter().any(|l| l.account.is(a)));
-    }
-    leases.insert(lease, account.clone());
+    let is_live = |account: &Account| shared.live.lock().iter().any(|l| l.account.is(account));
+    accounts.keep(lease, Kept { account: account.clone(), peer, wallet }, is_live);
     Some(account)
 }
 

@@ -3,9 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use sluice_chain::{ChannelState, View};
 use sluice_ledger::Ledger;
-use sluice_metering::{Reason, Sight, Terms};
+use sluice_metering::{Reason, Sight, Terms, Unfit};
 use sluice_proto::wire::code;
 use sluice_proto::{Amount, ChannelId};
 use sluice_transport::{Clock, Session};
@@ -73,16 +72,22 @@ impl Served {
 
     async fn look(&self) -> Result<Found> {
         let row = self.ledger.channel(self.channel).await?.context("the ledger lost it")?;
-        let Some(state) = self.money.chain.channel(&row.key, View::Latest).await? else {
-            return Ok(Found::Absent);
-        };
-        Ok(match state {
-            ChannelState { closed: true, .. } => Found::Ends("is closed: open another"),
-            ChannelState { closing_at_unix_s: Some(_), .. } => {
-                Found::Ends("is being closed by its payer: open another")
+        let chain = match self.money.on_chain(&row.key).await {
+            Ok(chain) => chain,
+            Err(error) => {
+                return match error.downcast_ref() {
+                    Some(Unfit::Closed(_)) => Ok(Found::Ends("is closed: open another")),
+                    Some(Unfit::Closing(_)) => {
+                        Ok(Found::Ends("is being closed by its payer: open another"))
+                    }
+                    Some(_) | None => Err(error),
+                };
             }
-            ChannelState { .. } => Found::Open(self.money.usable(&state, &self.terms).await?),
-        })
+        };
+        let credit = self.money.unfinal_credit;
+        Ok(chain.map_or(Found::Absent, |chain| {
+            Found::Open(self.terms.usable(chain.deposit, chain.settled, credit))
+        }))
     }
 
     /// Gives nothing more, lets the tenant pay for what it got, and ends the session.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use sluice_metering::{Counts, Reason};
+use sluice_metering::{Counts, Losses, Reason};
 use sluice_proto::Amount;
 
 use super::{Account, Meter};
@@ -32,6 +32,15 @@ pub struct Snapshot {
 }
 
 impl Account {
+    /// What a payee lost on the lease, and what is open.
+    #[must_use]
+    pub fn losses(&self) -> Losses {
+        match &*self.0.meter.lock() {
+            Meter::Payee(gate) => gate.payee().losses(),
+            Meter::Payer(_) | Meter::Closed(_) => Losses::default(),
+        }
+    }
+
     /// What the account says of itself.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use sluice_ledger::{LedgerError, StarterPromise};
 use sluice_metering::RelayMeter;
-use sluice_proto::PeerId;
 use sluice_proto::wire::code;
+use sluice_proto::{ChannelId, LeaseId, PeerId};
 
 use super::{Meter, stored};
-use crate::payment::Unfit;
+use crate::payment::Refused;
 use crate::shared::Shared;
 
 /// Accounts are looked at this often even if nothing is due: traffic below the next alarm counts
@@ -57,15 +57,8 @@ impl Shared {
                 Err(error) => {
                     self.meter(&peer, RelayMeter::handle_ledger_failed);
                     // Nothing more passes here: elsewhere it may.
-                    let is_lost = matches!(
-                        error,
-                        LedgerError::Fenced { .. } | LedgerError::Superseded { .. }
-                    );
-                    let why = match is_lost {
-                        true => "this relay has lost the channel to another one",
-                        false => "the relay cannot use its ledger now",
-                    };
-                    let why = why.to_owned();
+                    let why = lost(&error)
+                        .unwrap_or_else(|| "the relay cannot use its ledger now".to_owned());
                     self.drive(|admission, _| admission.revoke(&peer, code::LEDGER, why));
                 }
             }
@@ -82,17 +75,25 @@ impl Shared {
     /// A reservation ended, and its last voucher is written: another relay of the fleet may go on with
     /// its channel.
     pub(super) async fn let_go(&self, peer: PeerId, entry: &Arc<Mutex<Meter>>) {
-        let Some(payment) = self.desk.payment() else { return };
         let (lease, channel) = {
             let meter = entry.lock();
             (meter.new.terms.lease, meter.new.shown.map(|shown| shown.channel.id))
         };
         let is_resumed = self.meters.get(&peer).is_some_and(|m| m.lock().new.terms.lease == lease);
-        if is_resumed {
+        if !is_resumed {
+            self.leave_unused(lease, channel).await;
+        }
+    }
+
+    /// Lets go of a lease and its channel, which other accounts of this relay may use.
+    pub(crate) async fn leave_unused(&self, lease: LeaseId, channel: Option<ChannelId>) {
+        let Some(payment) = self.desk.payment() else { return };
+        if self.meters.all().iter().any(|(_, meter)| meter.lock().new.terms.lease == lease) {
             return;
         }
+        let channel = channel.filter(|channel| !self.meters.pays(*channel));
         if let Err(error) = payment.ledger.let_go(lease, channel).await {
-            tracing::warn!(%error, holder = %peer, "a channel could not be let go");
+            tracing::warn!(%error, %lease, "a channel could not be let go");
         }
     }
 
@@ -141,11 +142,11 @@ impl Shared {
             (shown, meter.new.terms.clone())
         };
         match payment.state(&shown.key).await {
-            Ok((state, settled)) => {
-                let deposit = terms.usable(state.deposit, settled, payment.unfinal_credit);
+            Ok(chain) => {
+                let deposit = terms.usable(chain.deposit, chain.settled, payment.unfinal_credit);
                 let mut meter = entry.lock();
                 if let Some(shown) = &mut meter.new.shown {
-                    (shown.state, shown.settled) = (state, settled);
+                    shown.chain = chain;
                 }
                 if let Some(sight) = &mut meter.sight {
                     sight.handle_open(began);
@@ -153,8 +154,8 @@ impl Shared {
                 drop(meter);
                 self.meter(&peer, |meter, _| meter.handle_deposit(deposit));
             }
-            Err(Unfit::Channel(why)) => self.revoke_channel(&peer, &entry, why),
-            Err(Unfit::Unknown(error)) => {
+            Err(Refused::Unfit(unfit)) => self.revoke_channel(&peer, &entry, unfit.to_string()),
+            Err(Refused::Unknown(error)) => {
                 tracing::warn!(%error, "the chain cannot be read: serving on within the deposit");
                 let (sight, now) = (entry.lock().sight, self.desk.now());
                 if let Some(sight) = sight.filter(|sight| sight.is_lost(now)) {
@@ -214,7 +215,7 @@ impl Shared {
                 let base = meter.paid_at_start.total().saturating_add(total);
                 let moved = base.saturating_sub(meter.start_total()) != reported;
                 let unsure =
-                    meter.new.shown.is_some_and(|shown| shown.settled < shown.state.deposit);
+                    meter.new.shown.is_some_and(|shown| shown.chain.settled < shown.chain.deposit);
                 let read = meter.sight.as_mut().is_some_and(|sight| {
                     let is_due = sight.is_due(total, unsure, now);
                     if is_due {
@@ -256,4 +257,14 @@ impl Shared {
             self.remove_meter(&peer);
         }
     }
+}
+
+/// Why an account ends whose vouchers count no more, for its holder.
+fn lost(error: &LedgerError) -> Option<String> {
+    use LedgerError::{Ended, Fenced, Owned, Superseded};
+    if let Ended { .. } = error {
+        return Some(error.to_string());
+    }
+    matches!(error, Fenced { .. } | Owned { .. } | Superseded { .. })
+        .then(|| "this relay has lost the channel to another one".to_owned())
 }
