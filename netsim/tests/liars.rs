@@ -192,6 +192,6 @@ fn every_set_of_liars_has_its_case() {
         ];
         liars.into_iter().filter(|lies| *lies).count() == 1
     };
-    assert_eq!(all.iter().filter(one).count(), 7 + 4 + 5 + 3);
-    assert_eq!(all.len(), 1 + 19 + 7 * 5 + 7 * 4 + 4 * 5);
+    assert_eq!(all.iter().filter(one).count(), 8 + 4 + 5 + 3);
+    assert_eq!(all.len(), 1 + 20 + 8 * 5 + 8 * 4 + 4 * 5);
 }
