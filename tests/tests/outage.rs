@@ -111,9 +111,7 @@ fn a_day_without_a_node_while_payers_close_costs_nobody_anything() -> Result<()>
     }
     // Nobody goes on serving for what cannot be redeemed any more.
     let Three { mut tenant, mut provider, mut relay, .. } = three;
-    let ended = tenant.process.event(0, "session_ended")?;
-    let reason = ended["reason"].as_str().unwrap_or_default();
-    ensure!(reason.contains("closed by its payer"), "{ended}");
+    provider.process.event(0, "session_ended")?;
     tenant.process.stop()?;
     provider.process.stop()?;
     // Its last vouchers came with the end.

@@ -14,8 +14,8 @@ use crate::repeat::after;
 /// Between the last byte that is given on a channel that cannot be seen and the earliest refund of its
 /// payer: a node that was down for a day may be down for another one.
 pub const REDEEM_MARGIN: Duration = Duration::from_secs(24 * 60 * 60);
-/// A channel on which nothing moves is looked at this often, or as often as all others are if that is
-/// less.
+/// A channel that was seen, and on which nothing moved since, is looked at this often, or as often as
+/// all others are if that is less.
 const LOOK_IDLE: Duration = Duration::from_secs(10 * 60);
 
 /// What is known of a channel, and since when.
@@ -43,7 +43,8 @@ impl Sight {
     /// chain, as that a deposit becomes final.
     #[must_use]
     pub fn is_due(&self, total: u64, expects: bool, now: Instant) -> bool {
-        let is_idle = total == self.total && !expects;
+        let was_seen = self.seen >= self.looked;
+        let is_idle = was_seen && total == self.total && !expects;
         let rest = if is_idle { self.look.max(LOOK_IDLE) } else { self.look };
         after(self.looked, rest) <= now
     }

@@ -1,6 +1,7 @@
 //! Orders, bids and leases.
 
 use bytes::Bytes;
+use sluice_market::{noise_public, open_bid, seal_bid};
 use sluice_metering::Terms;
 use sluice_proto::market::{
     Award, AwardAnswer, AwardRefusal, Bid, DirectPolicy, Lease, Money, Order, OrderId, Region,
@@ -169,6 +170,20 @@ fn market_messages() {
         }
         if let Ok(signed) = SignedLease::open(&bytes) {
             assert_eq!(SignedLease::open(&signed.encode()), Ok(signed));
+        }
+    });
+}
+
+#[test]
+fn sealed_bids() {
+    let (order, secret) = (OrderId([5; 32]), [3; 32]);
+    let key = noise_public(&secret).expect("a key");
+    let signed = bid().sign(&peer());
+    let sealed = seal_bid(order, &key, &signed, [7; 32]).expect("it fits");
+    assert_eq!(open_bid(order, &secret, &sealed).expect("opens"), signed, "the seed is genuine");
+    feed!(vec![sealed.to_vec()], |bytes| {
+        if let Ok(opened) = open_bid(order, &secret, bytes) {
+            assert!(bytes == &sealed[..] && opened == signed, "somebody else's was opened");
         }
     });
 }

@@ -49,6 +49,11 @@ fn a_channel_is_looked_at_again_also_when_nothing_moves() {
     assert!(sight.is_due(0, true, began + MINUTE), "a deposit becomes final");
     assert!(!sight.is_due(0, false, began + MINUTE * 9));
     assert!(sight.is_due(0, false, began + MINUTE * 10));
+    let mut unseen = sight;
+    unseen.handle_look(1, began + MINUTE);
+    assert!(unseen.is_due(1, false, began + MINUTE * 2), "the last look saw nothing");
+    unseen.handle_open(began + MINUTE);
+    assert!(!unseen.is_due(1, false, began + MINUTE * 2));
     let hourly = Sight::new(PERIOD_S, MINUTE * 60, began);
     assert!(!hourly.is_due(1, true, began + MINUTE * 59));
     assert!(hourly.is_due(0, false, began + MINUTE * 60));

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use sluice_ledger::Ledger;
+use sluice_ledger::{ChannelRow, Ledger};
 use sluice_metering::{Reason, Sight, Terms, Unfit};
 use sluice_proto::wire::code;
 use sluice_proto::{Amount, ChannelId};
@@ -84,10 +84,13 @@ impl Served {
                 };
             }
         };
+        let Some(chain) = chain else { return Ok(Found::Absent) };
+        // No voucher is taken that the ledger's row does not cover.
+        if chain.deposit > row.deposit {
+            self.ledger.put_channel(ChannelRow { deposit: chain.deposit, ..row }).await?;
+        }
         let credit = self.money.unfinal_credit;
-        Ok(chain.map_or(Found::Absent, |chain| {
-            Found::Open(self.terms.usable(chain.deposit, chain.settled, credit))
-        }))
+        Ok(Found::Open(self.terms.usable(chain.deposit, chain.settled, credit)))
     }
 
     /// Gives nothing more, lets the tenant pay for what it got, and ends the session.
