@@ -269,6 +269,10 @@ impl Payer<'_> {
         // A deposit that no longer covers what was signed lost a top-up with its block.
         let is_short = signed > row.deposit;
         let due = if is_short { Some(due.unwrap_or_default().max(signed)) } else { due };
+        if is_short {
+            // What covers it leaves nothing to go on with, and without that nothing grows.
+            self.signed.remove(&row.id);
+        }
         if due.is_none() && before.unwrap_or_default() == signed {
             return Ok(());
         }
