@@ -10,7 +10,8 @@ type Redeemer = (usize, u64);
 #[derive(Debug, Clone, Copy)]
 struct Look {
     who: Redeemer,
-    /// How often its member had been stopped and let go on by then: odd while it is stopped.
+    /// How often its member had been stopped and let go on when it began, before it asked the ledger
+    /// for the channel: odd while it is stopped.
     stops: u64,
 }
 
@@ -34,6 +35,7 @@ pub(super) struct Tx {
 #[derive(Debug, Default)]
 pub(super) struct Bank {
     redeemed: HashMap<u64, u64>,
+    began: HashMap<Redeemer, u64>,
     looks: HashMap<u64, Look>,
     pub(super) log: Vec<Tx>,
     /// Transactions that paid nothing, since another had been there.
@@ -47,11 +49,18 @@ pub(super) struct Bank {
 }
 
 impl Bank {
+    /// A redeemer is about to ask the ledger for a channel.
+    pub(super) fn begin(&mut self, who: Redeemer, stops: &[u64]) {
+        self.began.insert(who, stops[who.0]);
+    }
+
     /// A redeemer looks what was redeemed.
     pub(super) fn look(&mut self, who: Redeemer, channel: u64, stops: &[u64]) -> u64 {
-        let look = Look { who, stops: stops[who.0] };
-        if self.looks.insert(channel, look).is_some_and(|other| other.ran(stops)) {
-            self.together += 1;
+        let look = Look { who, stops: self.began.get(&who).copied().unwrap_or(stops[who.0]) };
+        let is_other_at_it = self.looks.get(&channel).is_some_and(|other| other.ran(stops));
+        if look.ran(stops) || !is_other_at_it {
+            self.looks.insert(channel, look);
+            self.together += u64::from(is_other_at_it);
         }
         self.redeemed.get(&channel).copied().unwrap_or(0)
     }

@@ -118,6 +118,10 @@ impl Crew {
         match (words[0], first, second, third) {
             ("ready", ..) => drop(self.members[member].ready.set(())),
             ("resting", ..) => drop(self.members[member].resting.set(())),
+            ("begin", Some(task), ..) => {
+                self.bank.lock().begin((member, task), &self.stops.lock());
+                self.ask(member, &format!("answer {task} 0"));
+            }
             ("look", Some(channel), Some(task), _) => {
                 let redeemed = self.bank.lock().look((member, task), channel, &self.stops.lock());
                 self.ask(member, &format!("answer {task} {redeemed}"));

@@ -172,6 +172,7 @@ impl Redeemer {
             tokio::time::sleep(pause).await;
             let channel = rng.below(channels);
             let duty = Duty::Redeem(row(channel).id);
+            ask(&format!("begin {}", self.task), &mut heard).await;
             if self.ledger.take_duty(duty).await != Ok(true) {
                 continue;
             }
