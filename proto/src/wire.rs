@@ -61,10 +61,18 @@ mod tree {
             "sluice.market.v1.rs"
         );
     }
+    pub mod mesh {
+        generated!(
+            /// What nodes ask one another over the mesh.
+            v1,
+            "sluice.mesh.v1.rs"
+        );
+    }
 }
 
 pub use tree::control::v1 as control;
 pub use tree::market::v1 as market;
+pub use tree::mesh::v1 as mesh;
 pub use tree::pay::v1 as pay;
 pub use tree::record::v1 as record;
 pub use tree::rendezvous::v1 as rendezvous;

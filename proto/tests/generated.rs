@@ -14,6 +14,7 @@ fn generated_code_is_what_the_proto_files_give() {
         "rendezvous.proto",
         "market.proto",
         "record.proto",
+        "mesh.proto",
     ];
     let set = protox::compile(files, [root.join("proto")]).expect("the .proto files compile");
     let out = std::env::temp_dir().join(format!("sluice-proto-{}", std::process::id()));
@@ -23,7 +24,7 @@ fn generated_code_is_what_the_proto_files_give() {
         .out_dir(&out)
         .compile_fds(set)
         .expect("code is generated");
-    for package in ["pay", "control", "session", "rendezvous", "market", "record"] {
+    for package in ["pay", "control", "session", "rendezvous", "market", "record", "mesh"] {
         let name = format!("sluice.{package}.v1.rs");
         let fresh = std::fs::read_to_string(out.join(&name)).expect("generated file");
         let committed = root.join("src/generated").join(&name);

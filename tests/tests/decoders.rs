@@ -24,7 +24,7 @@ use sluice::wallet::Keystore;
 use sluice_ledger::{Found, Recovery, Server, ServerMark};
 use sluice_metering::{Payee, Payer, Statement, Terms};
 use sluice_proto::frame::{FrameType, Observe, Observed};
-use sluice_proto::wire::{self, control, market, pay, record, rendezvous, session};
+use sluice_proto::wire::{self, control, market, mesh, pay, record, rendezvous, session};
 use sluice_proto::{
     Amount, ChannelId, EthAddress, Invite, Keypair, LeaseId, PacketReader, Price, RelayAddr,
     ServiceName, Ticket, Topic, WalletSignature, sign, verify,
@@ -66,6 +66,7 @@ const OF_FILES: &[(&str, usize, &str)] = &[
     ("crates/sluice/src/wallet/keystore.rs", 4, "keystores"),
     ("crates/transport/src/knock.rs", 4, "crates/transport/src/knock/fed.rs::knocks_and_probes"),
     ("crates/transport/src/node/rendezvous.rs", 1, "messages"),
+    ("proto/src/ask.rs", 3, "tests/tests/decoders/mesh.rs::asks_and_answers"),
     ("proto/src/eth.rs", 7, "ids_and_addresses"),
     ("proto/src/frame.rs", 3, "frames"),
     ("proto/src/ids.rs", 2, "ids_and_addresses"),
@@ -176,6 +177,7 @@ messages! {
     session: Session Hello Offer Ready Candidates Relays DirectPolicy Goodbye OpenService;
     market: Order Service Money SignedOrder WalletProof OrderClosed Bid SignedBid SealedBid Lease
         Signatures Award AwardAnswer AwardRefused SignedLease;
+    mesh: Ask Answer BidTaken RelaysWanted RelaysKnown AskRefused;
     rendezvous: Knock Welcome Ticket RelayHint SignedTicket Probe Ping Pong Use Guess Nat Trial Measure Measured;
 }
 

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use prost::Message;
 use sluice_mesh::{Equivocation, Records, parse_remembered, record_key, write_remembered};
+use sluice_proto::ask::{Answer, Ask, AskRefusal};
 use sluice_proto::record::{ProviderEntry, RelayEntry, ServiceKind};
 use sluice_proto::wire::record;
 use sluice_proto::{PeerId, Price, Record, ServiceName, SignedRecord, Topic, sign};
@@ -39,6 +40,28 @@ fn records() {
         if let Ok(record) = SignedRecord::decode(signed.encode_to_vec().into()) {
             let _ = record.check_time(7);
             assert_eq!(SignedRecord::decode(record.encode()), Ok(record));
+        }
+    });
+}
+
+#[test]
+fn asks_and_answers() {
+    let some = Bytes::from_static(b"some bytes");
+    let asks = [Ask::Bid(some.clone()), Ask::Award(some.clone()), Ask::Relays];
+    let answers = [
+        Answer::BidTaken,
+        Answer::Award(some.clone()),
+        Answer::Relays(vec![some.clone(), some]),
+        Answer::Refused(AskRefusal::Busy),
+    ];
+    let seeds = asks.iter().map(Ask::encode).chain(answers.iter().map(Answer::encode));
+    feed!(seeds.map(|bytes| bytes.to_vec()).collect(), |bytes| {
+        let bytes = Bytes::copy_from_slice(bytes);
+        if let Ok(ask) = Ask::parse(bytes.clone()) {
+            assert_eq!(Ask::parse(ask.encode()), Ok(ask));
+        }
+        if let Ok(answer) = Answer::parse(bytes) {
+            assert_eq!(Answer::parse(answer.encode()), Ok(answer));
         }
     });
 }
