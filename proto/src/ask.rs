@@ -18,6 +18,12 @@ pub fn orders_topic(region: &Region) -> String {
     format!("sluice/orders/1/{region}")
 }
 
+/// The inverse of [`orders_topic`]; `None` for any other topic.
+#[must_use]
+pub fn orders_region(topic: &str) -> Option<Region> {
+    Region::parse(topic.strip_prefix("sluice/orders/1/")?).ok()
+}
+
 /// The topic on which relays tell their records.
 #[must_use]
 pub fn relays_topic() -> String {

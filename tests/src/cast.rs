@@ -176,6 +176,7 @@ impl Cast {
         ProvideOptions {
             identity: who.identity.clone(),
             bind: loopback(),
+            mesh: None,
             relays: vec![RelayAddr::new(relay.peer(), relay.local_addr())],
             services: services.collect::<Services>(),
             price: Price { up: price, down: price },

@@ -1,6 +1,9 @@
 //! What a node's mesh is told, and its bounds.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
@@ -33,6 +36,8 @@ pub struct MeshConfig {
     pub mdns: bool,
     /// Number of the last record that this node signed.
     pub last_sequence: u64,
+    /// Writes that number down before the record goes out; `None`: nothing is kept.
+    pub keep: Option<KeepSequence>,
     /// Bounds.
     pub limits: MeshLimits,
 }
@@ -53,8 +58,32 @@ impl MeshConfig {
             private: false,
             mdns: false,
             last_sequence: 0,
+            keep: None,
             limits: MeshLimits::default(),
         }
+    }
+}
+
+/// Makes the number of a record durable. It may block: it runs on a thread where that is allowed.
+#[derive(Clone)]
+pub struct KeepSequence(Arc<Keep>);
+
+type Keep = dyn Fn(u64) -> io::Result<()> + Send + Sync;
+
+impl KeepSequence {
+    /// Calls `keep`, which fails if the number would be forgotten by a crash.
+    pub fn new(keep: impl Fn(u64) -> io::Result<()> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(keep))
+    }
+
+    pub(crate) fn keep(&self, sequence: u64) -> io::Result<()> {
+        (self.0)(sequence)
+    }
+}
+
+impl fmt::Debug for KeepSequence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeepSequence")
     }
 }
 
@@ -92,17 +121,37 @@ impl Default for MeshLimits {
     }
 }
 
+/// The addresses of a mesh port: QUIC, and TCP with the same number.
+#[must_use]
+pub fn mesh_addresses(socket: SocketAddr) -> [Multiaddr; 2] {
+    let host = || Multiaddr::from(socket.ip());
+    let quic = host().with(Protocol::Udp(socket.port())).with(Protocol::QuicV1);
+    [quic, host().with(Protocol::Tcp(socket.port()))]
+}
+
+/// Whether an address is one of a private network, or of this machine. A name is not.
+#[must_use]
+pub fn is_private(address: &Multiaddr) -> bool {
+    match address.iter().next() {
+        Some(Protocol::Ip4(ip)) => !is_public_ip(ip.into()),
+        Some(Protocol::Ip6(ip)) => !is_public_ip(ip.into()),
+        Some(_) | None => false,
+    }
+}
+
+/// Whether an address leads to the same machine everywhere.
+#[must_use]
+pub fn is_public_ip(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => is_global_v4(ip),
+        IpAddr::V6(ip) => is_global_v6(ip),
+    }
+}
+
 /// Whether an address leads to one network everywhere: neither private nor through a relay. Names
 /// are judged when they are resolved.
 pub(crate) fn is_global(address: &Multiaddr) -> bool {
-    match address.iter().next() {
-        Some(Protocol::Ip4(ip)) => is_global_v4(ip),
-        Some(Protocol::Ip6(ip)) => {
-            ip.to_ipv4_mapped().map_or_else(|| is_global_v6(ip), is_global_v4)
-        }
-        Some(_) => true,
-        None => false,
-    }
+    !address.is_empty() && !is_private(address)
 }
 
 fn is_global_v4(ip: Ipv4Addr) -> bool {

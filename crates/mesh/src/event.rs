@@ -27,6 +27,13 @@ pub enum MeshEvent {
     },
     /// The node's own record was published anew.
     Published(Published),
+    /// A peer listens to a topic.
+    Listener {
+        /// The peer.
+        peer: PeerId,
+        /// The topic's name.
+        topic: String,
+    },
 }
 
 /// The application's end of the events: they stop when the mesh has ended.

@@ -42,7 +42,7 @@ mod seeds;
 mod store;
 mod task;
 
-pub use config::{MeshConfig, MeshLimits};
+pub use config::{KeepSequence, MeshConfig, MeshLimits, is_private, is_public_ip, mesh_addresses};
 pub use control::CONTROL_MAX;
 pub use event::{Counts, Gossip, MeshEvent, MeshEvents, MeshStatus, Request, Verdict};
 pub use gossip::GOSSIP_MAX;

@@ -43,6 +43,9 @@ pub enum PublishError {
     /// It does not stay within the bounds.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// Its number could not be written down, so it stays here; it is tried again.
+    #[error("the record's number cannot be written down: {0}")]
+    Kept(String),
     /// No node took it; it is tried again for as long as the mesh runs.
     #[error("no node of the mesh could be reached to hold the record; it is tried again")]
     NoHolder,
@@ -171,6 +174,16 @@ impl Mesh {
     /// The records that this node holds, in no order.
     pub async fn known(&self) -> Vec<SignedRecord> {
         self.ask(|done| Command::Known { done }).await.unwrap_or_default()
+    }
+
+    /// This node's own newest record, once there is one.
+    pub async fn own(&self) -> Option<SignedRecord> {
+        self.ask(|done| Command::Own { done }).await.flatten()
+    }
+
+    /// The peers that are connected, in no order.
+    pub async fn peers(&self) -> Vec<PeerId> {
+        self.ask(|done| Command::Peers { done }).await.unwrap_or_default()
     }
 
     /// Listens to a topic.

@@ -138,6 +138,15 @@ impl Records {
         if peer_of_key(key) != Some(peer) {
             return Err(Refused::WrongKey(peer));
         }
+        self.take_signed(signed, now_ms)
+    }
+
+    /// Takes a record that came another way than through the DHT.
+    ///
+    /// # Errors
+    /// Says why it does not count.
+    pub fn take_signed(&mut self, signed: SignedRecord, now_ms: u64) -> Result<Taken, Refused> {
+        let peer = signed.record().peer;
         if self.evidence.contains_key(&peer) {
             return Err(Refused::Equivocator(peer));
         }
@@ -190,6 +199,15 @@ impl Records {
                 true
             }
             Some(_) | None => false,
+        }
+    }
+
+    /// Takes evidence that was found elsewhere: no record of that node counts any more.
+    pub fn condemn(&mut self, evidence: &Equivocation) {
+        let Some(peer) = evidence.proves() else { return };
+        self.held.remove(&peer);
+        if self.evidence.len() < EVIDENCE_MAX {
+            self.evidence.insert(peer, evidence.clone());
         }
     }
 

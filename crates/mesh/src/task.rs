@@ -15,7 +15,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::behaviour::Behaviour;
 use crate::clock::{spread, unix_ms};
-use crate::config::{MeshConfig, is_circuit};
+use crate::config::{KeepSequence, MeshConfig, is_circuit};
 use crate::control::CONTROL_MAX;
 use crate::event::{Counts, MeshEvent, MeshStatus, Verdict};
 use crate::gossip::{topic, topic_score};
@@ -53,8 +53,20 @@ pub(crate) enum Command {
         peer: PeerId,
         done: oneshot::Sender<Result<SignedRecord, FindError>>,
     },
+    /// The number of a record that is to go out was written down, or not.
+    Kept {
+        own: Box<Own>,
+        kept: Result<(), String>,
+        done: Option<oneshot::Sender<Result<Published, PublishError>>>,
+    },
     Known {
         done: oneshot::Sender<Vec<SignedRecord>>,
+    },
+    Own {
+        done: oneshot::Sender<Option<SignedRecord>>,
+    },
+    Peers {
+        done: oneshot::Sender<Vec<PeerId>>,
     },
     Subscribe {
         topic: String,
@@ -113,6 +125,11 @@ pub(crate) struct Task {
     reservations: Reservations,
     own: Option<Own>,
     last_sequence: u64,
+    keep: Option<KeepSequence>,
+    /// A number is being written down.
+    keeping: bool,
+    /// What could not be published for want of that, and when it is tried again.
+    unpublished: Option<(OwnRecord, Instant)>,
     publish_at: Option<Instant>,
     explore_at: Instant,
     finds: HashMap<QueryId, dht::Find>,
@@ -147,6 +164,9 @@ impl Task {
             reservations,
             own: None,
             last_sequence: config.last_sequence,
+            keep: config.keep,
+            keeping: false,
+            unpublished: None,
             publish_at: None,
             explore_at: now,
             finds: HashMap::new(),
@@ -185,6 +205,13 @@ impl Task {
         match command {
             Command::Publish { content, done } => self.publish(content, Some(done)),
             Command::Find { peer, done } => self.find(peer, done),
+            Command::Kept { own, kept, done } => self.kept(*own, kept, done),
+            Command::Own { done } => {
+                let _ = done.send(self.own.as_ref().map(|own| own.signed().clone()));
+            }
+            Command::Peers { done } => {
+                let _ = done.send(self.swarm.connected_peers().copied().collect());
+            }
             Command::Known { done } => {
                 let _ = done.send(self.known());
             }

@@ -10,6 +10,8 @@ use sluice_chain::{
     Chain, Finality as ChainFinality, INCLUSION_DEFAULT, PATIENCE_DEFAULT, RpcConfig,
 };
 use sluice_ledger::{Ledger, Recovery};
+use sluice_mesh::{is_public_ip, mesh_addresses};
+use sluice_proto::record::RelayEntry;
 use sluice_proto::{Amount, Price, RelayAddr, ServiceName, Ticket, WalletKey};
 use sluice_settlement::TopUpRule;
 use sluice_transport::{Clock, NatOptions};
@@ -18,14 +20,15 @@ use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{
-    Cli, Command, ConfigCommand, ConnectArgs, DemoArgs, DoctorArgs, ProvideArgs, RelayArgs,
+    Cli, Command, ConfigCommand, ConnectArgs, DemoArgs, DoctorArgs, MeshArgs, ProvideArgs,
+    RelayArgs,
 };
 use crate::config::{ChainChoice, Config, Expose, Finality, Map, parse_relay};
 use crate::demo::{self, DemoOptions};
 use crate::doctor::{self, DoctorOptions};
 use crate::roles::{
-    Connect, ConnectOptions, Identity, Money, Provide, ProvideOptions, RelayOptions, Report,
-    Reporter, start_relay, wait_for_stop,
+    Connect, ConnectOptions, Identity, MeshOptions, Meshed, Money, Provide, ProvideOptions,
+    RelayOptions, Report, Reporter, start_relay, wait_for_stop,
 };
 use crate::settle::{self, Deposits, KeepOptions, Settler, keep};
 use crate::state::State;
@@ -141,11 +144,19 @@ fn set<T: Clone>(target: &mut T, flag: &Option<T>) {
     }
 }
 
+fn merge_mesh(config: &mut Config, args: &MeshArgs) {
+    config.mesh.listen = args.listen.or(config.mesh.listen);
+    if !args.bootstrap.is_empty() {
+        config.mesh.bootstrap.clone_from(&args.bootstrap);
+    }
+}
+
 fn merge_relay(config: &mut Config, args: &RelayArgs) {
     set(&mut config.relay.bind, &args.bind);
     set(&mut config.relay.price, &args.price);
     config.relay.public_addr = args.public_addr.or(config.relay.public_addr);
     config.relay.tcp = args.tcp.or(config.relay.tcp);
+    merge_mesh(config, &args.mesh);
     config.node.state_dir = args.state_dir.clone().or(config.node.state_dir.take());
 }
 
@@ -158,6 +169,7 @@ fn merge_provide(config: &mut Config, args: &ProvideArgs) -> Result<()> {
         let parse = |s: &String| parse_relay(s).with_context(|| format!("--relay {s}"));
         config.provide.relays = args.relay.iter().map(parse).collect::<Result<_>>()?;
     }
+    merge_mesh(config, &args.mesh);
     set(&mut config.provide.price_up, &args.price_up);
     set(&mut config.provide.price_down, &args.price_down);
     set(&mut config.node.direct, &args.direct);
@@ -381,6 +393,7 @@ async fn run_relay(config: &Config, json: bool) -> Result<()> {
     let kept = keep_channels(config, &desk, &report);
     let mut tasks = JoinSet::new();
     tasks.spawn(ledgers::keep_stand(desk.ledger.clone(), desk.state.dir().to_owned()));
+    let identity = desk.identity.clone();
     let relay = start_relay(RelayOptions {
         identity: desk.identity,
         bind: config.relay.bind,
@@ -399,17 +412,83 @@ async fn run_relay(config: &Config, json: bool) -> Result<()> {
     let local = relay.local_addr();
     let addr = config.relay.public_addr.unwrap_or_else(|| public_guess(local));
     let tcp = relay.tcp_addr().and_then(|at| NonZeroU16::new(at.port()));
-    let address = RelayAddr::new(relay.peer(), addr).with_tcp(tcp).to_string();
-    report.tell(&Report::RelayReady { address });
+    let address = RelayAddr::new(relay.peer(), addr).with_tcp(tcp);
+    let meshed = match config.mesh.is_on() {
+        true => Some(start_relay_mesh(config, &identity, local, desk.state.dir()).await?),
+        false => None,
+    };
+    let mut mesh = Vec::new();
+    if let Some(meshed) = &meshed {
+        let price = Price { up: config.relay.price, down: config.relay.price };
+        meshed.publish(None, Some(RelayEntry { addresses: vec![address], price })).await?;
+        mesh = meshed.addresses().await.iter().map(ToString::to_string).collect();
+    }
+    report.tell(&Report::RelayReady { address: address.to_string(), mesh });
     let why = wait_for_stop().await;
     report.tell(&Report::Stopping { why });
     tokio::select! {
         () = relay.drain(DRAIN) => {}
         _ = wait_for_stop() => {}
     }
+    if let Some(meshed) = meshed {
+        meshed.remember().await;
+    }
     tasks.shutdown().await;
     drop((kept, desk.state));
     Ok(())
+}
+
+/// The mesh of a relay: anybody may reach it, so it serves the DHT and carries circuits. Unless it is
+/// told, it listens on the port after that of the data socket.
+async fn start_relay_mesh(
+    config: &Config,
+    identity: &Identity,
+    local: std::net::SocketAddr,
+    dir: &Path,
+) -> Result<Meshed> {
+    let next = || std::net::SocketAddr::new(local.ip(), local.port().checked_add(1).unwrap_or(0));
+    let listen = config.mesh.listen.unwrap_or_else(next);
+    let elsewhere = config.mesh.public_addr;
+    let options = MeshOptions {
+        listen: mesh_addresses(listen).to_vec(),
+        bootstrap: config.mesh.bootstrap.clone(),
+        external: elsewhere.map(mesh_addresses).into_iter().flatten().collect(),
+        public: true,
+        relay: true,
+        private: config.mesh.is_private()
+            || !is_public_ip(listen.ip()) && !listen.ip().is_unspecified(),
+        lan: config.mesh.lan,
+    };
+    Meshed::start(identity, options, Some(dir)).await
+}
+
+/// The mesh of a role that need not be reached from everywhere; `None` if nothing asks for one.
+async fn start_mesh(config: &Config, identity: &Identity, dir: &Path) -> Result<Option<Meshed>> {
+    if !config.mesh.is_on() {
+        return Ok(None);
+    }
+    let listen = match config.mesh.listen {
+        Some(listen) => vec![listen],
+        None => any_address(),
+    };
+    let options = MeshOptions {
+        listen: listen.into_iter().flat_map(mesh_addresses).collect(),
+        bootstrap: config.mesh.bootstrap.clone(),
+        external: config.mesh.public_addr.map(mesh_addresses).into_iter().flatten().collect(),
+        public: false,
+        relay: false,
+        private: config.mesh.is_private(),
+        lan: config.mesh.lan,
+    };
+    Ok(Some(Meshed::start(identity, options, Some(dir)).await?))
+}
+
+/// A free port of all addresses, of both families where the system has both.
+fn any_address() -> Vec<std::net::SocketAddr> {
+    let v6 = std::net::SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 0));
+    let has_v6 = std::net::UdpSocket::bind(v6).is_ok();
+    let v4 = std::net::SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, 0));
+    std::iter::once(v4).chain(has_v6.then_some(v6)).collect()
 }
 
 /// What to tell others if the relay listens on all addresses: the one that leads out.
@@ -439,9 +518,11 @@ async fn run_provide(config: &Config, json: bool) -> Result<()> {
     let desk = open_desk(config, "provide").await?;
     let report = Reporter::print(json);
     let kept = keep_channels(config, &desk, &report);
+    let mesh = start_mesh(config, &desk.identity, desk.state.dir()).await?;
     let running = Provide::start(ProvideOptions {
         identity: desk.identity,
         bind: config.node.bind,
+        mesh: mesh.clone(),
         relays: provide.relays.clone(),
         services: services.iter().cloned().collect::<Services>(),
         price: Price { up: provide.price_up, down: provide.price_down },
@@ -470,6 +551,9 @@ async fn run_provide(config: &Config, json: bool) -> Result<()> {
     tokio::select! {
         () = running.stop() => {}
         _ = wait_for_stop() => {}
+    }
+    if let Some(mesh) = mesh {
+        mesh.remember().await;
     }
     drop((kept, desk.state));
     Ok(())

@@ -7,7 +7,9 @@ use clap::{Args, Parser, Subcommand};
 
 use sluice_proto::ChannelId;
 
-use crate::config::DirectPolicy;
+use sluice_mesh::Multiaddr;
+
+use crate::config::{DirectPolicy, parse_bootstrap};
 
 /// Makes a home's workload reachable through relays, counts every byte that both sides agree was
 /// delivered, and gets everyone paid.
@@ -97,6 +99,19 @@ pub struct DemoArgs {
     pub chain_id: u64,
 }
 
+/// A role's mesh.
+#[derive(Debug, Clone, Default, Args)]
+pub struct MeshArgs {
+    /// Address and port, UDP and TCP, at which the mesh listens [default: a relay, the port after that of
+    /// `--bind`; others a free one].
+    #[arg(long = "mesh", value_name = "IP:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// A node of the mesh to begin with, as `sluice relay` prints it, or `/dnsaddr/<name>`. May be
+    /// repeated: one that answers is enough.
+    #[arg(long, value_name = "MULTIADDR", value_parser = parse_bootstrap)]
+    pub bootstrap: Vec<Multiaddr>,
+}
+
 /// `sluice relay`.
 #[derive(Debug, Args)]
 pub struct RelayArgs {
@@ -113,6 +128,9 @@ pub struct RelayArgs {
     /// Price per GiB in token base units [default: 0, free].
     #[arg(long, value_name = "N")]
     pub price: Option<u128>,
+    /// The mesh; without it the relay has to be named to its users.
+    #[command(flatten)]
+    pub mesh: MeshArgs,
     /// State directory: keys and ledger.
     #[arg(long, alias = "state", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
@@ -124,9 +142,13 @@ pub struct ProvideArgs {
     /// A service: `name=tcp:address:port`, such as `web=tcp:127.0.0.1:8080`. May be repeated.
     #[arg(long, value_name = "NAME=KIND:ADDR")]
     pub expose: Vec<String>,
-    /// A relay, as it prints itself: `<peer id>@<ip>:<port>`. May be repeated.
+    /// A relay, as it prints itself: `<peer id>@<ip>:<port>`. May be repeated [default: those that the
+    /// mesh offers].
     #[arg(long, value_name = "RELAY")]
     pub relay: Vec<String>,
+    /// The mesh.
+    #[command(flatten)]
+    pub mesh: MeshArgs,
     /// Price per GiB towards the tenant, in token base units [default: 0, free].
     #[arg(long, value_name = "N")]
     pub price_down: Option<u128>,

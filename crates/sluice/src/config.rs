@@ -14,12 +14,12 @@ use std::path::{Path, PathBuf};
 
 pub use read::{ConfigError, Problem};
 pub use sections::{
-    ChainChoice, ChainKind, ChainSection, ConnectSection, NodeSection, ProvideSection,
+    ChainChoice, ChainKind, ChainSection, ConnectSection, MeshSection, NodeSection, ProvideSection,
     RelaySection, WalletSection,
 };
 pub use values::{
     BitRate, ByteSize, DirectPolicy, Expose, Finality, GasPrice, Map, ServiceKind, ValueError,
-    parse_duration, parse_relay, parse_rule,
+    parse_bootstrap, parse_duration, parse_relay, parse_rule,
 };
 
 use read::Document;
@@ -40,6 +40,8 @@ pub struct Config {
     pub relay: RelaySection,
     /// `sluice connect`.
     pub connect: ConnectSection,
+    /// How nodes find one another.
+    pub mesh: MeshSection,
     /// Where money lives.
     pub chain: ChainSection,
     /// Whose keys.
@@ -74,6 +76,7 @@ impl Config {
             provide: ProvideSection::read(&mut document.section("provide")),
             relay: RelaySection::read(&mut document.section("relay")),
             connect: ConnectSection::read(&mut document.section("connect")),
+            mesh: MeshSection::read(&mut document.section("mesh")),
             chain: ChainSection::read(&mut document.section("chain")),
             wallet: WalletSection::read(&mut document.section("wallet")),
         };

@@ -266,6 +266,7 @@ impl Cast {
         Provide::start(ProvideOptions {
             identity: self.provider.identity.clone(),
             bind: any_port(),
+            mesh: None,
             relays: vec![relay],
             services: Services::from_iter([(ServiceName::parse("web")?, web)]),
             price: Price { up: PRICE, down: PRICE },

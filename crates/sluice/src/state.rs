@@ -7,6 +7,7 @@
 #![expect(clippy::disallowed_methods, reason = "keys are drawn here, and starts numbered")]
 
 mod files;
+mod mesh;
 mod origin;
 
 use std::fmt;

@@ -1,5 +1,6 @@
 //! Records: published, looked for, taken.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
@@ -10,7 +11,7 @@ use libp2p::kad::{
 use sluice_proto::{RecordError, SignedRecord};
 use tokio::sync::oneshot;
 
-use super::{PUBLISH_AGAIN, Task};
+use super::{Command, PUBLISH_AGAIN, Task};
 use crate::clock::unix_ms;
 use crate::event::MeshEvent;
 use crate::mesh::{FindError, PublishError};
@@ -54,10 +55,53 @@ impl Task {
         match Own::sign(content, &addresses, self.last_sequence, &self.key, now_ms) {
             Ok(own) => {
                 self.last_sequence = own.signed().record().sequence;
+                self.write_down(Box::new(own), done);
+            }
+            Err(error) => tell(done, Err(error.into())),
+        }
+    }
+
+    /// Has the number of a record written down before anybody sees it: a node that forgot it might sign
+    /// another one of the same.
+    fn write_down(
+        &mut self,
+        own: Box<Own>,
+        done: Option<oneshot::Sender<Result<Published, PublishError>>>,
+    ) {
+        let Some(keep) = self.keep.clone() else { return self.kept(*own, Ok(()), done) };
+        self.keeping = true;
+        let commands = self.commands.clone();
+        let sequence = self.last_sequence;
+        tokio::spawn(async move {
+            let kept = tokio::task::spawn_blocking(move || keep.keep(sequence)).await;
+            let kept = kept.map_err(io::Error::other).flatten().map_err(|e| e.to_string());
+            if let Some(commands) = commands.upgrade() {
+                // A mesh that has ended publishes nothing.
+                let _ = commands.send(Command::Kept { own, kept, done }).await;
+            }
+        });
+    }
+
+    pub(super) fn kept(
+        &mut self,
+        own: Own,
+        kept: Result<(), String>,
+        done: Option<oneshot::Sender<Result<Published, PublishError>>>,
+    ) {
+        let is_newest = own.signed().record().sequence == self.last_sequence;
+        self.keeping &= !is_newest;
+        match kept {
+            // The one that came after it says all that this one does.
+            Ok(()) | Err(_) if !is_newest => tell(done, Err(PublishError::NoHolder)),
+            Ok(()) => {
                 self.own = Some(own);
                 self.put_own(done);
             }
-            Err(error) => tell(done, Err(error.into())),
+            Err(error) => {
+                tracing::warn!(%error, "the own record's number cannot be written down");
+                self.unpublished = Some((own.content().clone(), Instant::now() + PUBLISH_AGAIN));
+                tell(done, Err(PublishError::Kept(error)));
+            }
         }
     }
 
@@ -92,7 +136,15 @@ impl Task {
 
     /// Publishes again what nobody took, what is half over, and what leads to old addresses.
     pub(super) fn publish_anew(&mut self, now: Instant) {
-        if !self.publishing.is_empty() {
+        if !self.publishing.is_empty() || self.keeping {
+            return;
+        }
+        if let Some((content, at)) = self.unpublished.take() {
+            if at <= now {
+                self.publish(content, None);
+            } else {
+                self.unpublished = Some((content, at));
+            }
             return;
         }
         let addresses = self.addresses();

@@ -31,7 +31,8 @@ impl Task {
             }
             SwarmEvent::NewListenAddr { listener_id, address } => {
                 self.reservations.stands(listener_id);
-                if self.public && !is_circuit(&address) {
+                let is_believed = self.private || is_global(&address);
+                if self.public && !is_circuit(&address) && is_believed {
                     self.swarm.add_external_address(address);
                     self.choose_mode();
                 }
@@ -89,6 +90,9 @@ impl Task {
                 message_id,
                 message,
             }) => self.heard(propagation_source, message_id, message),
+            BehaviourEvent::Gossip(gossipsub::Event::Subscribed { peer_id, topic }) => {
+                self.emit(MeshEvent::Listener { peer: peer_id, topic: topic.into_string() });
+            }
             BehaviourEvent::Control(event) => self.handle_control(event),
             BehaviourEvent::Lan(mdns::Event::Discovered(found)) => {
                 for (peer, address) in found {

@@ -48,7 +48,10 @@ async fn hear_until(node: &mut Node, word: &str) -> Vec<Bytes> {
 async fn hear(node: &mut Node, verdict: Verdict) -> Bytes {
     let gossip = node.event(|event| match event {
         MeshEvent::Gossip(gossip) => Some(gossip),
-        MeshEvent::Request(_) | MeshEvent::Equivocation { .. } | MeshEvent::Published(_) => None,
+        MeshEvent::Request(_)
+        | MeshEvent::Equivocation { .. }
+        | MeshEvent::Published(_)
+        | MeshEvent::Listener { .. } => None,
     });
     let gossip = gossip.await;
     node.mesh.judge(&gossip, verdict).await;

@@ -114,7 +114,10 @@ async fn records_that_do_not_count_are_refused_and_counted() {
     let (liar_of, evidence) = node
         .event(|event| match event {
             MeshEvent::Equivocation { peer, evidence } => Some((peer, evidence)),
-            MeshEvent::Gossip(_) | MeshEvent::Request(_) | MeshEvent::Published(_) => None,
+            MeshEvent::Gossip(_)
+            | MeshEvent::Request(_)
+            | MeshEvent::Published(_)
+            | MeshEvent::Listener { .. } => None,
         })
         .await;
     assert_eq!((liar_of, evidence.proves()), (peer(9), Some(peer(9))));

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use sluice_ledger::Server;
+use sluice_mesh::{Multiaddr, is_public_ip};
 use sluice_proto::{EthAddress, PeerId, RelayAddr, Ticket};
 use sluice_settlement::{PERIOD_MAX_S, RedemptionRule};
 
 use super::read::{ConfigError, Problem, Section, flag, number, quantity, text};
 use super::values::{
     BitRate, ByteSize, DirectPolicy, Expose, Finality, GasPrice, Map, ValueError, one_of,
-    parse_duration, parse_peer, parse_relay, parse_rule,
+    parse_bootstrap, parse_duration, parse_peer, parse_relay, parse_rule,
 };
 
 /// Most threads that a section may ask for.
@@ -227,6 +228,49 @@ impl RelaySection {
         section.set("threads", &mut it.threads, number(0, THREADS_MAX));
         section.maybe("ledger", &mut it.ledger, text(str::parse::<Server>));
         section.maybe("ledger_password_file", &mut it.ledger_password_file, text(path));
+        it
+    }
+}
+
+/// `[mesh]`: how nodes find one another.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MeshSection {
+    /// Where it listens, UDP and TCP; `None`: `relay` beside its data socket's address, the others on a
+    /// free port.
+    pub listen: Option<SocketAddr>,
+    /// Nodes to begin with.
+    pub bootstrap: Vec<Multiaddr>,
+    /// Where others reach it, if that is not where it listens.
+    pub public_addr: Option<SocketAddr>,
+    /// Whether addresses of private networks are dialled.
+    pub private: bool,
+    /// Whether peers are looked for on the LAN by mDNS.
+    pub lan: bool,
+}
+
+impl MeshSection {
+    /// Whether anything asks for a mesh.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.listen.is_some() || !self.bootstrap.is_empty() || self.lan
+    }
+
+    /// Whether addresses of private networks are dialled: if that is asked for, or the node begins or
+    /// listens in one.
+    #[must_use]
+    pub fn is_private(&self) -> bool {
+        let listens = self.listen.map(|listen| listen.ip()).filter(|ip| !ip.is_unspecified());
+        let is_private = self.bootstrap.iter().any(sluice_mesh::is_private);
+        self.private || self.lan || is_private || listens.is_some_and(|ip| !is_public_ip(ip))
+    }
+
+    pub(super) fn read(section: &mut Section<'_>) -> Self {
+        let mut it = Self::default();
+        section.maybe("listen", &mut it.listen, text(socket));
+        section.list("bootstrap", &mut it.bootstrap, parse_bootstrap);
+        section.maybe("public_addr", &mut it.public_addr, text(public));
+        section.set("private", &mut it.private, flag);
+        section.set("lan", &mut it.lan, flag);
         it
     }
 }

@@ -6,6 +6,7 @@ use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::time::Duration;
 
+use sluice_mesh::Multiaddr;
 use sluice_proto::{PeerId, RelayAddr, ServiceName};
 use sluice_settlement::RedemptionRule;
 use sluice_transport::NatOptions;
@@ -465,6 +466,22 @@ fn parse_tcp_port(text: &str) -> Result<NonZeroU16, ValueError> {
         (_, Some(Ok(port))) => Ok(port),
         (_, Some(Err(_)) | None) => wrong(format!(
             "\"+tcp{text}\" does not name a relay's TCP port: write +tcp:<port>, or +tcp for 443"
+        )),
+    }
+}
+
+/// Parses an address of the mesh to begin with: `/ip4/192.0.2.1/udp/4434/quic-v1/p2p/<peer id>` as
+/// `sluice relay` prints it, or a name, `/dnsaddr/example.org`.
+///
+/// # Errors
+/// When it is none.
+pub fn parse_bootstrap(text: &str) -> Result<Multiaddr, ValueError> {
+    const HOSTS: [&str; 6] = ["/ip4/", "/ip6/", "/dns/", "/dns4/", "/dns6/", "/dnsaddr/"];
+    match text.parse::<Multiaddr>() {
+        Ok(address) if HOSTS.iter().any(|host| text.starts_with(host)) => Ok(address),
+        Ok(_) | Err(_) => wrong(format!(
+            "{text:?} is not an address of the mesh: copy what `sluice relay` prints, such as \
+             /ip4/192.0.2.1/udp/4434/quic-v1/p2p/<peer id>, or write /dnsaddr/<name>"
         )),
     }
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use parking_lot::Mutex;
 use sluice_ledger::Ledger;
 use sluice_metering::{Lie, Payee};
+use sluice_proto::record::{ProviderEntry, ServiceKind};
 use sluice_proto::wire::code;
 use sluice_proto::wire::session::{Goodbye, Relays, session::Kind};
 use sluice_proto::{Amount, Invite, Keypair, PeerId, Price, RelayAddr, Ticket, encode_relays};
@@ -25,6 +26,7 @@ use super::advertise::{Seat, Standing, Standings, advertise};
 use super::channel::Money;
 use super::edge::{Agreed, Host};
 use super::identity::Identity;
+use super::mesh::Meshed;
 use super::report::{Report, Reporter};
 use super::reservation::{Ask, Holder, hold};
 use super::sight::Served;
@@ -49,6 +51,8 @@ pub struct ProvideOptions {
     pub identity: Identity,
     /// Local address of the data socket.
     pub bind: SocketAddr,
+    /// The mesh in which it publishes its record, if any.
+    pub mesh: Option<Meshed>,
     /// The relays to be reached through; at least one.
     pub relays: Vec<RelayAddr>,
     /// What it serves.
@@ -183,6 +187,16 @@ impl Provide {
         };
         provide.reserve(&options).await?;
         provide.tasks.spawn(tell_reachable(provide.shared.clone(), tickets));
+        if let Some(mesh) = options.mesh.clone() {
+            let named = provide.shared.named.subscribe();
+            let services = options.services.names().map(|name| (name.clone(), ServiceKind::Tcp));
+            let entry = ProviderEntry {
+                services: services.collect(),
+                price: options.price,
+                ..ProviderEntry::default()
+            };
+            provide.tasks.spawn(publish(mesh, entry, named));
+        }
         let (node, shared) = (provide.node.clone(), provide.shared.clone());
         provide.tasks.spawn(async move {
             while let Some(session) = node.accept().await {
@@ -463,6 +477,20 @@ async fn tell_reachable(shared: Arc<Shared>, tickets: Tickets) {
         let ticket = tickets.naming(&relays);
         let relays = relays.iter().map(ToString::to_string).collect();
         shared.report.tell(&Report::Reachable { ticket, relays });
+    }
+}
+
+/// Keeps the provider's record in step with the relays that lead here.
+async fn publish(mesh: Meshed, entry: ProviderEntry, mut named: watch::Receiver<Vec<RelayAddr>>) {
+    loop {
+        let relays = named.borrow_and_update().clone();
+        let entry = ProviderEntry { relays, ..entry.clone() };
+        if let Err(error) = mesh.publish(Some(entry), None).await {
+            tracing::warn!(%error, "the record is not published");
+        }
+        if named.changed().await.is_err() {
+            return;
+        }
     }
 }
 

@@ -17,6 +17,8 @@ pub enum Report {
     RelayReady {
         /// `<peer id>@<address>`.
         address: String,
+        /// Addresses of its mesh, if it has one, for others to begin with.
+        mesh: Vec<String>,
     },
     /// A provider has a reservation and can be reached.
     ProviderReady {
@@ -257,9 +259,15 @@ impl Reporter {
 impl Report {
     fn text(&self) -> String {
         match self {
-            Self::RelayReady { address } => format!(
-                "Relay is up. Providers reach it with\n\n  sluice provide --relay {address} --expose web=tcp:127.0.0.1:8080\n"
-            ),
+            Self::RelayReady { address, mesh } => {
+                let mut text = format!(
+                    "Relay is up. Providers reach it with\n\n  sluice provide --relay {address} --expose web=tcp:127.0.0.1:8080\n"
+                );
+                if let Some(mesh) = mesh.first() {
+                    text += &format!("\nIn the mesh it is\n\n  --bootstrap {mesh}\n");
+                }
+                text
+            }
             Self::ProviderReady { ticket, services } => format!(
                 "Reachable now; serving {}. Tenants connect with\n\n  sluice connect {ticket} --map 127.0.0.1:9000={}\n",
                 services.join(", "),
@@ -338,7 +346,9 @@ impl Report {
 
     fn json(&self) -> Value {
         match self {
-            Self::RelayReady { address } => json!({"event": "ready", "address": address}),
+            Self::RelayReady { address, mesh } => {
+                json!({"event": "ready", "address": address, "mesh": mesh})
+            }
             Self::ProviderReady { ticket, services } => {
                 json!({"event": "ready", "ticket": ticket, "services": services})
             }
