@@ -16,8 +16,8 @@ pub use fields::{
 };
 pub use lease::{Award, AwardAnswer, AwardRefusal, Lease, Signatures, SignedLease, Signer};
 pub use order::{
-    BIDDING_MAX_MS, DEPTH_MAX, DURATION_MAX_S, DURATION_MIN_S, Order, OrderId, OrderProof,
-    SealedBid, SignedOrder, close_order, closes_order, is_asked,
+    BIDDING_MAX_MS, DEPTH_MAX, DURATION_MAX_S, DURATION_MIN_S, HOLD_MAX_S, Order, OrderId,
+    OrderProof, SealedBid, SignedOrder, close_order, closes_order, is_asked,
 };
 pub use stamp::{STAMP_BITS_MAX, find_stamp, stamp_bits};
 

@@ -66,6 +66,9 @@ pub enum Verdict {
         /// That of the one taken.
         taken: u32,
     },
+    /// A person chose another.
+    #[error("another was chosen by hand")]
+    NotChosen,
     /// Farther than the tenant wants.
     #[error("{found:?} away, and at most {max:?} are wanted")]
     TooFar {

@@ -27,6 +27,8 @@ const ORDERS_MAX: usize = 1_024;
 const HISTORY_MAX: usize = 128;
 /// After the last bid so long an award may come: what the tenant takes to measure and to try others.
 const BID_HOLDS: Duration = Duration::from_secs(15);
+/// Bids at a time that hold for longer, when their order asks for it: a person chooses.
+const LONG_HELD_MAX: usize = 64;
 /// A lease that is not funded for so long gives its room back: some blocks of a slow chain.
 const FUND_WITHIN: Duration = Duration::from_secs(120);
 /// Orders of one tenant: one every ..
@@ -149,6 +151,8 @@ struct Heard {
     until: Instant,
     /// Bids are taken until then, or awarded.
     live_until: Instant,
+    /// A bid holds for so long then.
+    holds: Duration,
     due: Instant,
     /// Gone once nothing is to be done.
     offer: Option<Box<(Order, Step)>>,
@@ -280,11 +284,19 @@ impl Bidder {
         let heard = Heard {
             until: now.at + Duration::from_millis(expires.saturating_sub(now.unix_ms)),
             live_until: now.at + Duration::from_millis(bidding),
+            holds: self.holds(&order),
             due: now.at + Duration::from_millis(price.map_or(0, |p| order.bid_after_ms(p))),
             offer: step.map(|step| Box::new((order, step))),
         };
         self.heard.insert(id, heard);
         Ok(id)
+    }
+
+    /// How long a bid for this order would hold.
+    fn holds(&self, order: &Order) -> Duration {
+        let asked = Duration::from_secs(order.hold_s.into());
+        let long = self.heard.values().filter(|h| h.holds > BID_HOLDS && h.offer.is_some());
+        if asked > BID_HOLDS && long.count() < LONG_HELD_MAX { asked } else { BID_HOLDS }
     }
 
     /// What is cheap to check.
@@ -495,7 +507,7 @@ impl Bidder {
         let due = |heard: &Heard| match heard.offer.as_deref() {
             Some((_, Step::Waiting(_))) => heard.due <= now.at,
             Some((_, Step::Wallet(_))) => heard.live_until <= now.at,
-            Some((_, Step::Bid(_))) => heard.live_until + BID_HOLDS <= now.at,
+            Some((_, Step::Bid(_))) => heard.live_until + heard.holds <= now.at,
             None => false,
         };
         let due: Vec<OrderId> =
@@ -544,7 +556,8 @@ impl Bidder {
     fn offer(&mut self, id: OrderId, order: &Order, price: Price, now: Moment) -> Bid {
         let policy = &self.policy;
         let bidding = order.bids_until_unix_ms - order.made_unix_ms;
-        let holds_ms = u64::try_from(BID_HOLDS.as_millis()).expect("some seconds");
+        let holds = self.heard.get(&id).map_or(BID_HOLDS, |heard| heard.holds);
+        let holds_ms = u64::try_from(holds.as_millis()).expect("some minutes");
         let until = now.unix_ms.saturating_add(bidding).saturating_add(holds_ms);
         let ends_s = until / 1_000 + u64::from(order.duration_s);
         Bid {
@@ -606,7 +619,7 @@ impl Bidder {
         let orders = self.heard.values().map(|heard| match heard.offer.as_deref() {
             Some((_, Step::Waiting(_))) => (heard.due, "bid"),
             Some((_, Step::Wallet(_))) => (heard.live_until, "wallet"),
-            Some((_, Step::Bid(_))) => (heard.live_until + BID_HOLDS, "bid lost"),
+            Some((_, Step::Bid(_))) => (heard.live_until + heard.holds, "bid lost"),
             None => (heard.until, "forget an order"),
         });
         let leases = self.leases.values().filter_map(|held| Some((held.fund_by?, "funding")));

@@ -54,9 +54,10 @@ pub use relays::{
     PREFIX_SEATS_MAX, RelayBook, RelayChoice, RelayFacts, RelayPolicy, RelayVerdict,
     prefix_share_max_ppm,
 };
-pub use reputation::Reputation;
+pub use reputation::{Experience, Reputation};
 pub use seal::{SealError, noise_public, open_bid, seal_bid};
 pub use tenant::{
-    Considered, Tenant, TenantEvent, TenantPolicy, TenantTransmit, Want, WhyNoLease, shard_depth,
+    Considered, NotChosen, Offer, Offers, Tenant, TenantEvent, TenantPolicy, TenantTransmit, Want,
+    WhyNoLease, shard_depth,
 };
 pub use terms::lease_of;

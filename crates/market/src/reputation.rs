@@ -5,12 +5,16 @@ use std::time::{Duration, Instant};
 
 use sluice_proto::PeerId;
 
+use crate::Moment;
+
 /// Peers that are remembered; beyond, the one of whom least is known is forgotten.
 const PEERS_MAX: usize = 4_096;
 /// After so long an experience counts half: a home that was down for a week is given another chance.
 const HALF_LIFE: Duration = Duration::from_secs(7 * 86_400);
 /// What one success or failure counts.
 const ONE: u32 = 1_000;
+/// No count goes above this.
+const COUNT_MAX: u32 = 1 << 30;
 /// From so many failures on, as they count by now, a peer is shunned if it fails more often than not.
 const SHUN_FAILURES: u32 = 2 * ONE;
 
@@ -23,7 +27,11 @@ struct Seen {
 
 impl Seen {
     fn decayed(self, now: Instant) -> Self {
-        let age = now.saturating_duration_since(self.at);
+        Self { at: now, ..self.aged(now.saturating_duration_since(self.at)) }
+    }
+
+    /// What is left of it after so long.
+    fn aged(self, age: Duration) -> Self {
         let halves = u32::try_from(age.as_secs() / HALF_LIFE.as_secs()).unwrap_or(u32::MAX);
         let rest = age.as_secs() % HALF_LIFE.as_secs();
         let decay = |count: u32| {
@@ -31,8 +39,21 @@ impl Seen {
             let lost = whole * rest / (2 * HALF_LIFE.as_secs());
             u32::try_from(whole - lost).expect("not more than before")
         };
-        Self { good: decay(self.good), bad: decay(self.bad), at: now }
+        Self { good: decay(self.good), bad: decay(self.bad), at: self.at }
     }
+}
+
+/// What is known of one peer, to be written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Experience {
+    /// The peer.
+    pub peer: PeerId,
+    /// Its successes, in thousandths.
+    pub good: u32,
+    /// Its failures.
+    pub bad: u32,
+    /// When they counted so much.
+    pub at_unix_ms: u64,
 }
 
 /// Successes and failures of each peer, as this node saw them; older ones count less. Never told to
@@ -66,6 +87,25 @@ impl Reputation {
         bad >= SHUN_FAILURES && bad > good
     }
 
+    /// All that is known, to be written down.
+    pub fn experiences(&self, now: Moment) -> impl Iterator<Item = Experience> {
+        self.0.iter().map(move |(peer, seen)| {
+            let Seen { good, bad, .. } = seen.decayed(now.at);
+            Experience { peer: *peer, good, bad, at_unix_ms: now.unix_ms }
+        })
+    }
+
+    /// What was written down before; of more than are remembered the first.
+    #[must_use]
+    pub fn of(experiences: impl IntoIterator<Item = Experience>, now: Moment) -> Self {
+        let seen = experiences.into_iter().take(PEERS_MAX).map(|was| {
+            let age = Duration::from_millis(now.unix_ms.saturating_sub(was.at_unix_ms));
+            let (good, bad) = (was.good.min(COUNT_MAX), was.bad.min(COUNT_MAX));
+            (was.peer, Seen { good, bad, at: now.at }.aged(age))
+        });
+        Self(seen.collect())
+    }
+
     /// Peers that are remembered.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -94,7 +134,7 @@ impl Reputation {
         }
         let seen = self.0.entry(peer).or_insert(Seen { good: 0, bad: 0, at: now });
         *seen = seen.decayed(now);
-        seen.good = seen.good.saturating_add(good).min(1 << 30);
-        seen.bad = seen.bad.saturating_add(bad).min(1 << 30);
+        seen.good = seen.good.saturating_add(good).min(COUNT_MAX);
+        seen.bad = seen.bad.saturating_add(bad).min(COUNT_MAX);
     }
 }

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sluice_proto::market::{
-    AwardAnswer, Bid, DEPTH_MAX, DirectPolicy, MarketError, Money, Order, OrderId, Region,
-    SealedBid, ServiceOffer, SignedLease, SignedOrder, find_stamp,
+    AwardAnswer, Bid, DEPTH_MAX, DirectPolicy, HOLD_MAX_S, MarketError, Money, Order, OrderId,
+    Region, SealedBid, ServiceOffer, SignedLease, SignedOrder, find_stamp,
 };
-use sluice_proto::{Amount, Keypair, PeerId, Price, RelayAddr, WalletKey};
+use sluice_proto::{Amount, Keypair, PeerId, Price, Ticket, WalletKey};
 
 use self::auction::Auction;
 use crate::draw::Secrets;
@@ -57,6 +57,8 @@ pub struct TenantPolicy {
     pub bidding: Duration,
     /// Zero bits that an order's stamp begins with; absent: the wallet is shown instead.
     pub stamp_bits: Option<u32>,
+    /// Who is taken is said with [`Tenant::choose`]; bids should hold for so long until then.
+    pub by_hand: Option<Duration>,
 }
 
 impl Default for TenantPolicy {
@@ -70,6 +72,7 @@ impl Default for TenantPolicy {
             clock: Duration::from_millis(1_500),
             bidding: Duration::from_secs(2),
             stamp_bits: Some(16),
+            by_hand: None,
         }
     }
 }
@@ -156,8 +159,14 @@ pub enum TenantEvent {
         order: OrderId,
         /// The bidder.
         peer: PeerId,
-        /// Where it has reservations.
-        relays: Vec<RelayAddr>,
+        /// What reaches it.
+        ticket: Box<Ticket>,
+    },
+    /// Answer with [`Tenant::choose`]: the bids are measured, and those that are undecided hold for a
+    /// while.
+    Choose {
+        /// The order.
+        order: OrderId,
     },
     /// Both signed. Open its channel and connect, and say with [`Tenant::handle_served`] or
     /// [`Tenant::handle_no_service`] what came of it.
@@ -200,6 +209,38 @@ pub struct Considered {
     pub latency: Option<Duration>,
     /// Taken, or why not.
     pub verdict: Result<Verdict, BidRefusal>,
+}
+
+/// A bid that may be chosen by hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// The bid.
+    pub bid: Bid,
+    /// Its bidder's latency, if it was measured.
+    pub latency: Option<Duration>,
+}
+
+/// An order and the bids for it that may be chosen by hand: what is kept until somebody does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offers {
+    /// The order.
+    pub order: Order,
+    /// The cheapest first.
+    pub bids: Vec<Offer>,
+}
+
+/// Why a bid cannot be chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotChosen {
+    /// The order is not one whose bids may be chosen now.
+    #[error("no bids of order {0} wait to be chosen from")]
+    NoOrder(OrderId),
+    /// It made none, or it is decided.
+    #[error("{0} made no bid that may be chosen")]
+    NoBid(PeerId),
+    /// It was good until then.
+    #[error("the bid held until unix time {} s, which is over: order anew", .0 / 1_000)]
+    Over(u64),
 }
 
 /// Who buys, and what all of its auctions share.
@@ -245,6 +286,13 @@ impl Tenant {
             prefixes: Limiter::new(PREFIX_EVERY, PREFIX_BURST, LIMITED_MAX),
             refused: Tally::default(),
         }
+    }
+
+    /// The same tenant, with what it has seen of providers before.
+    #[must_use]
+    pub fn with_reputation(mut self, reputation: Reputation) -> Self {
+        self.desk.reputation = reputation;
+        self
     }
 
     /// Asks for bids. Takes as long as the stamp's work.
@@ -311,7 +359,38 @@ impl Tenant {
             made_unix_ms: now.unix_ms,
             bids_until_unix_ms: now.unix_ms.saturating_add(ms(policy.bidding)),
             clock_ms: u32::try_from(ms(policy.clock)).unwrap_or(u32::MAX),
+            hold_s: policy.by_hand.map_or(0, |span| {
+                u32::try_from(span.as_secs()).unwrap_or(HOLD_MAX_S).min(HOLD_MAX_S)
+            }),
         }
+    }
+
+    /// Forgets an order that nobody heard.
+    pub fn withdraw(&mut self, order: OrderId) {
+        self.auctions.remove(&order);
+    }
+
+    /// The bids that may be [chosen](Self::choose) from by now, to be kept for
+    /// [`resume`](Self::resume).
+    #[must_use]
+    pub fn offers(&self, order: OrderId) -> Option<Offers> {
+        self.auctions.get(&order).and_then(Auction::offers)
+    }
+
+    /// Takes up an order whose bids were measured before, so that one can be chosen.
+    pub fn resume(&mut self, offers: Offers, now: Moment) -> OrderId {
+        let id = offers.order.id();
+        self.auctions.insert(id, Auction::resume(id, offers, now));
+        id
+    }
+
+    /// Awards this bid.
+    ///
+    /// # Errors
+    /// When there is no such bid, or it holds no longer.
+    pub fn choose(&mut self, order: OrderId, bidder: PeerId, now: Moment) -> Result<(), NotChosen> {
+        let auction = self.auctions.get_mut(&order).ok_or(NotChosen::NoOrder(order))?;
+        auction.choose(&mut self.desk, bidder, now)
     }
 
     /// A sealed bid from `from`, whose address is of this prefix.

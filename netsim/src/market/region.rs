@@ -429,6 +429,8 @@ impl Region {
                 }
                 self.push(self.at + FUNDING, Event::Funded { tenant, order, home, lease });
             }
+            // Nobody here chooses by hand.
+            TenantEvent::Choose { .. } => {}
             TenantEvent::NoLease { order, .. } => {
                 let Some(at) = self.open.remove(&order) else { return };
                 let plan = &mut self.plans[at];

@@ -72,6 +72,9 @@ pub struct Order {
     /// a bid comes no sooner than this times its cost / the largest cost
     #[prost(uint32, tag = "26")]
     pub clock_ms: u32,
+    /// for so long after bids_until a bid should hold; 0: as the bidder likes
+    #[prost(uint32, tag = "27")]
+    pub hold_s: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Service {

@@ -25,6 +25,8 @@ pub const DURATION_MIN_S: u32 = 60;
 pub const DURATION_MAX_S: u32 = 366 * 86_400;
 /// Longest time that bids may be sent in, milliseconds: an order is remembered for no longer.
 pub const BIDDING_MAX_MS: u64 = 60_000;
+/// Longest time that a bid is asked to hold, seconds: a person chooses by then.
+pub const HOLD_MAX_S: u32 = 600;
 /// Shortest close period, seconds: the contract's.
 const PERIOD_MIN_S: u64 = 48 * 3600;
 /// Longest, seconds: the contract's.
@@ -99,6 +101,9 @@ pub struct Order {
     pub bids_until_unix_ms: u64,
     /// How long it takes until the dearest bid may be sent: [`bid_after_ms`](Self::bid_after_ms).
     pub clock_ms: u32,
+    /// For so long after bids are taken they should hold; at most [`HOLD_MAX_S`], 0: as the bidder
+    /// likes. A bid itself says until when it does.
+    pub hold_s: u32,
 }
 
 impl Order {
@@ -138,6 +143,7 @@ impl Order {
             made_unix_ms: wire.made_unix_ms,
             bids_until_unix_ms: wire.bids_until_unix_ms,
             clock_ms: wire.clock_ms,
+            hold_s: within_u32("hold_s", wire.hold_s, 0, HOLD_MAX_S)?,
         };
         order.check()?;
         Ok(order)
@@ -205,8 +211,15 @@ impl Order {
             made_unix_ms: self.made_unix_ms,
             bids_until_unix_ms: self.bids_until_unix_ms,
             clock_ms: self.clock_ms,
+            hold_s: self.hold_s,
         };
         wire.encode_to_vec().into()
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn id(&self) -> OrderId {
+        OrderId(keccak256(&self.encode()))
     }
 }
 

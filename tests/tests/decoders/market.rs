@@ -58,6 +58,7 @@ fn order() -> Order {
         made_unix_ms: 1_800_000_000_000,
         bids_until_unix_ms: 1_800_000_002_000,
         clock_ms: 1_500,
+        hold_s: 0,
     }
 }
 

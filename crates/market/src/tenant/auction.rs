@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use sluice_proto::eth::keccak256;
 use sluice_proto::market::{
-    Award, AwardAnswer, Bid, Order, OrderId, SignedLease, close_order, is_asked,
+    Award, AwardAnswer, Bid, HOLD_MAX_S, Order, OrderId, SignedLease, close_order, is_asked,
 };
-use sluice_proto::{LeaseId, PeerId, window_bytes};
+use sluice_proto::{LeaseId, PeerId, Ticket, window_bytes};
 
-use super::{Considered, Desk, TenantEvent, TenantTransmit, WhyNoLease};
+use super::{Considered, Desk, NotChosen, Offer, Offers, TenantEvent, TenantTransmit, WhyNoLease};
 use crate::award::{Facts, scores};
 use crate::{
     AwardPolicy, AwardRefused, BidRefusal, Moment, SealError, Verdict, lease_of, open_bid,
@@ -30,6 +30,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 const SERVE_WITHIN: Duration = Duration::from_secs(90);
 /// After its end so long an order's bids can be looked at.
 const FORGET_AFTER: Duration = Duration::from_secs(3_600);
+/// No choice is waited for longer.
+const HOLD_MAX: Duration = Duration::from_secs(HOLD_MAX_S as u64 + 60);
 /// The round-trip time that a window is made for when it could not be measured.
 const RTT_UNKNOWN: Duration = Duration::from_millis(200);
 
@@ -46,6 +48,7 @@ struct Candidate {
 enum Phase {
     Bidding { until: Instant, is_closed: bool },
     Measuring { until: Instant, missing: BTreeSet<PeerId> },
+    Choosing { until: Instant },
     Awarding { bidder: PeerId, award: Box<Award>, until: Instant },
     Serving { bidder: PeerId, until: Instant },
     Over { until: Instant },
@@ -74,6 +77,19 @@ impl Auction {
             refused: Vec::new(),
             phase: Phase::Bidding { until: now.at + bidding, is_closed: false },
         }
+    }
+
+    /// One whose bids were measured before.
+    pub(super) fn resume(id: OrderId, offers: Offers, now: Moment) -> Self {
+        let candidates = offers.bids.into_iter().take(BIDS_MAX).map(|Offer { bid, latency }| {
+            let (hash, verdict) = (keccak256(&bid.encode()), Verdict::Open);
+            Candidate { bid, hash, latency, is_measured: true, verdict }
+        });
+        let candidates: Vec<_> = candidates.collect();
+        let phase = Phase::Choosing { until: hold_until(&candidates, now) };
+        // Its key opened the bids, and is not needed again.
+        let (order, secret) = (offers.order, [0; 32]);
+        Self { id, order, secret, placed: now.at, candidates, refused: Vec::new(), phase }
     }
 
     pub(super) fn takes_bids(&self, now: Instant) -> bool {
@@ -266,6 +282,7 @@ impl Auction {
         match &self.phase {
             Phase::Bidding { .. } => self.measure_next(desk, now),
             Phase::Measuring { .. } => self.award_next(desk, now),
+            Phase::Choosing { .. } => self.give_up(desk, now),
             Phase::Awarding { bidder, .. } => {
                 let bidder = *bidder;
                 desk.reputation.failed(bidder, now.at);
@@ -280,6 +297,7 @@ impl Auction {
         match &self.phase {
             Phase::Bidding { until, .. } => (*until, "end of bidding"),
             Phase::Measuring { until, .. } => (*until, "latencies"),
+            Phase::Choosing { until } => (*until, "choice"),
             Phase::Awarding { until, .. } => (*until, "answer to an award"),
             Phase::Serving { until, .. } => (*until, "service"),
             Phase::Over { until } => (*until, "forget an order"),
@@ -291,7 +309,7 @@ impl Auction {
         let mut open: Vec<&Candidate> =
             self.candidates.iter().filter(|c| c.verdict == Verdict::Open).collect();
         open.sort_by_key(|c| (self.order.cost(c.bid.price), c.hash));
-        if desk.policy.award == AwardPolicy::Cheapest {
+        if desk.policy.award == AwardPolicy::Cheapest && desk.policy.by_hand.is_none() {
             open.truncate(desk.policy.finalists.max(1));
         }
         let missing: BTreeSet<PeerId> = open.iter().map(|c| c.bid.bidder).collect();
@@ -299,8 +317,16 @@ impl Auction {
             return self.give_up(desk, now);
         }
         for Candidate { bid, .. } in open {
-            let (peer, relays) = (bid.bidder, bid.relays.clone());
-            desk.events.push_back(TenantEvent::Measure { order: self.id, peer, relays });
+            let ticket = Ticket {
+                peer: bid.bidder,
+                noise_key: bid.noise_key,
+                relays: bid.relays.clone(),
+                invite: bid.invite,
+                expires_unix_s: bid.valid_until_unix_ms / 1_000,
+                services: self.order.services.iter().map(|s| s.name.clone()).collect(),
+            };
+            let (peer, ticket) = (bid.bidder, Box::new(ticket));
+            desk.events.push_back(TenantEvent::Measure { order: self.id, peer, ticket });
         }
         for candidate in &mut self.candidates {
             candidate.is_measured |= missing.contains(&candidate.bid.bidder);
@@ -317,9 +343,49 @@ impl Auction {
 
     /// Awards the best of those that were measured and not decided, or measures others.
     fn award_next(&mut self, desk: &mut Desk, now: Moment) {
+        if desk.policy.by_hand.is_some() {
+            return self.let_choose(desk, now);
+        }
         self.drop_far(desk);
-        let Some(best) = self.best(desk, now) else { return self.measure_next(desk, now) };
-        let Candidate { bid, latency, .. } = &self.candidates[best];
+        match self.best(desk, now) {
+            Some(best) => self.award(desk, best, now),
+            None => self.measure_next(desk, now),
+        }
+    }
+
+    fn let_choose(&mut self, desk: &mut Desk, now: Moment) {
+        self.phase = Phase::Choosing { until: hold_until(&self.candidates, now) };
+        desk.events.push_back(TenantEvent::Choose { order: self.id });
+    }
+
+    pub(super) fn offers(&self) -> Option<Offers> {
+        let Phase::Choosing { .. } = self.phase else { return None };
+        let mut open: Vec<&Candidate> =
+            self.candidates.iter().filter(|c| c.verdict == Verdict::Open).collect();
+        open.sort_by_key(|c| (self.order.cost(c.bid.price), c.latency, c.hash));
+        let offer = |c: &Candidate| Offer { bid: c.bid.clone(), latency: c.latency };
+        Some(Offers { order: self.order.clone(), bids: open.into_iter().map(offer).collect() })
+    }
+
+    pub(super) fn choose(
+        &mut self,
+        desk: &mut Desk,
+        bidder: PeerId,
+        now: Moment,
+    ) -> Result<(), NotChosen> {
+        let Phase::Choosing { .. } = self.phase else { return Err(NotChosen::NoOrder(self.id)) };
+        let is_it = |c: &Candidate| c.bid.bidder == bidder && c.verdict == Verdict::Open;
+        let at = self.candidates.iter().position(is_it).ok_or(NotChosen::NoBid(bidder))?;
+        let until = self.candidates[at].bid.valid_until_unix_ms;
+        if until <= now.unix_ms {
+            return Err(NotChosen::Over(until));
+        }
+        self.award(desk, at, now);
+        Ok(())
+    }
+
+    fn award(&mut self, desk: &mut Desk, at: usize, now: Moment) {
+        let Candidate { bid, latency, .. } = &self.candidates[at];
         let rtt = latency.unwrap_or(RTT_UNKNOWN);
         let window = window_bytes(bid.rate_max, rtt);
         let window = window.clamp(self.order.window_min, self.order.window_max);
@@ -401,6 +467,10 @@ impl Auction {
             if candidate.verdict != Verdict::Open {
                 continue;
             }
+            if desk.policy.by_hand.is_some() {
+                candidate.verdict = Verdict::NotChosen;
+                continue;
+            }
             let cost = facts[i].cost;
             candidate.verdict = match &scores {
                 Some(scores) => Verdict::LowerScore { score: scores[i], taken: scores[won] },
@@ -427,4 +497,11 @@ impl Auction {
         });
         weighed.chain(refused).collect()
     }
+}
+
+/// When the last bid that is not decided holds no longer.
+fn hold_until(candidates: &[Candidate], now: Moment) -> Instant {
+    let open = candidates.iter().filter(|c| c.verdict == Verdict::Open);
+    let until_unix_ms = open.map(|c| c.bid.valid_until_unix_ms).max().unwrap_or(0);
+    now.at + Duration::from_millis(until_unix_ms.saturating_sub(now.unix_ms)).min(HOLD_MAX)
 }

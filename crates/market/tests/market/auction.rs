@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use sluice_market::{
-    AwardPolicy, BidPolicy, BidRefusal, BidderEvent, Fate, Hours, NoBid, TenantEvent, TenantPolicy,
-    Verdict, Weights, WhyNoLease, shard_depth,
+    AwardPolicy, BidPolicy, BidRefusal, BidderEvent, Fate, Hours, NoBid, NotChosen, Reputation,
+    Tenant, TenantEvent, TenantPolicy, Verdict, Weights, WhyNoLease, shard_depth,
 };
-use sluice_proto::market::{SignedLease, is_asked};
+use sluice_proto::market::{Order, SignedLease, SignedOrder, find_stamp, is_asked};
 use sluice_proto::{Amount, Price, ServiceName};
 
 use crate::world::{self, World, home, order, peer, policy, wallet, want};
@@ -299,4 +299,104 @@ fn bids_before_their_time_are_refused() {
     assert_eq!(refused, Err(BidRefusal::TooEarly(10)));
     assert_eq!(order().bid_after_ms(Price { up: 0, down: 50_000 }), 750);
     assert_eq!(world.tenant.handle_bid(peer(1), None, &bytes, late), Ok(()));
+}
+
+#[test]
+fn a_bid_is_chosen_by_hand_while_it_holds_and_by_a_later_process_too() {
+    let by_hand = Some(Duration::from_secs(300));
+    let homes = vec![home(30_000), home(40_000), home(50_000)];
+    let mut world = World::new(Instant::now(), TenantPolicy { by_hand, ..policy() }, homes);
+    let order = world.place(want());
+    world.run(AUCTION);
+    assert!(world.leases.is_empty(), "nothing is awarded by itself");
+    assert!(world.tenant_events.contains(&TenantEvent::Choose { order }));
+    let offers = world.tenant.offers(order).expect("they wait");
+    let bidders: Vec<_> = offers.bids.iter().map(|offer| offer.bid.bidder).collect();
+    assert_eq!(bidders, [peer(1), peer(2), peer(3)], "the cheapest first");
+    assert!(offers.bids.iter().all(|offer| offer.latency.is_some()), "all are measured");
+    let refused = world.tenant.choose(order, peer(9), world.now);
+    assert_eq!(refused, Err(NotChosen::NoBid(peer(9))));
+    // Well after the 15 s that a bid holds unless it is asked to hold for longer.
+    world.run(Duration::from_secs(120));
+    let policy = TenantPolicy { by_hand, ..policy() };
+    world.tenant = Tenant::new(world::node(100), wallet(100), policy, [9; 32]);
+    assert_eq!(world.tenant.resume(offers.clone(), world.now), order);
+    world.tenant.choose(order, peer(2), world.now).expect("it holds");
+    world.run(AUCTION);
+    assert_eq!(world.leases.first().expect("a lease").lease().provider, peer(2));
+    let considered = world.tenant.considered(order);
+    let first = considered.iter().find(|c| c.bidder == peer(1)).expect("it bid");
+    assert_eq!(first.verdict, Ok(Verdict::NotChosen));
+
+    world.run(Duration::from_secs(300));
+    world.tenant.resume(offers.clone(), world.now);
+    let until = offers.bids[2].bid.valid_until_unix_ms;
+    let late = world.tenant.choose(order, peer(3), world.now);
+    assert_eq!(late, Err(NotChosen::Over(until)));
+    world.run(Duration::from_secs(1));
+    let over = TenantEvent::NoLease { order, why: WhyNoLease::NoneLeft };
+    assert!(world.tenant_events.contains(&over));
+}
+
+#[test]
+fn a_choice_by_hand_that_fails_leaves_the_others_to_choose_from() {
+    let by_hand = Some(Duration::from_secs(300));
+    let homes = vec![home(30_000), home(40_000)];
+    let mut world = World::new(Instant::now(), TenantPolicy { by_hand, ..policy() }, homes);
+    world.deaf.insert(0);
+    let order = world.place(want());
+    world.run(AUCTION);
+    world.tenant.choose(order, peer(1), world.now).expect("it holds");
+    world.run(AUCTION);
+    let choices = world.tenant_events.iter().filter(|e| **e == TenantEvent::Choose { order });
+    assert_eq!(choices.count(), 2);
+    assert_eq!(world.tenant.choose(order, peer(1), world.now), Err(NotChosen::NoBid(peer(1))));
+    world.tenant.choose(order, peer(2), world.now).expect("it holds");
+    world.run(AUCTION);
+    assert_eq!(world.leases.first().expect("a lease").lease().provider, peer(2));
+}
+
+#[test]
+fn few_bids_hold_for_long_however_many_orders_ask_for_it() {
+    let mut world = world(vec![home(30_000)]);
+    let holds = |world: &World| {
+        let bid = |made: &sluice_market::Made| made.fate == Fate::Bid;
+        world.homes[0].history().filter(|made| bid(made)).count()
+    };
+    for by in 101..=200 {
+        let tenant = peer(by);
+        let order = Order { tenant, hold_s: 600, ..order() };
+        let bytes = SignedOrder::stamp(&order, &world::node(by), |id| find_stamp(id, 4, 0));
+        world.homes[0].handle_order(&bytes, world.now).expect("a good order");
+    }
+    world.run(Duration::from_secs(20));
+    assert_eq!(holds(&world), 64, "the others held for 15 s");
+    world.run(Duration::from_secs(600));
+    assert_eq!(holds(&world), 0);
+}
+
+#[test]
+fn what_was_seen_of_a_provider_outlives_the_process_and_fades() {
+    let mut world = world(vec![home(30_000)]);
+    world.idle.insert(0);
+    for _ in 0..2 {
+        world.place(want());
+        world.run(AUCTION);
+    }
+    let seen: Vec<_> = world.tenant.reputation().experiences(world.now).collect();
+    let again = Reputation::of(seen.clone(), world.now);
+    assert!(again.is_shunned(&peer(1), world.now.at));
+    let week = Duration::from_secs(7 * 86_400);
+    let later = Reputation::of(seen, world.now.after(week));
+    assert!(!later.is_shunned(&peer(1), world.now.at));
+    assert_eq!(later.experiences(world.now).next().map(|e| e.bad), Some(1_000), "half of two");
+}
+
+#[test]
+fn an_order_that_nobody_heard_is_forgotten() {
+    let mut world = world(Vec::new());
+    let order = world.place(want());
+    world.tenant.withdraw(order);
+    world.run(AUCTION);
+    assert!(world.tenant_events.is_empty());
 }

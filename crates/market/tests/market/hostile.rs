@@ -71,6 +71,7 @@ fn an_order_out_of_bounds_is_refused_by_name() {
     assert_eq!(with(&|o| o.period_s = 1), "period_s");
     assert_eq!(with(&|o| o.idle_timeout_s = 1), "idle_timeout_s");
     assert_eq!(with(&|o| o.clock_ms = 2_001), "clock_ms");
+    assert_eq!(with(&|o| o.hold_s = 601), "hold_s");
     assert_eq!(
         with(&|o| o.bids_until_unix_ms = o.made_unix_ms),
         "bids end before the order was made"

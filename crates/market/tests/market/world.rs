@@ -257,7 +257,7 @@ impl World {
                     self.leases.push((**lease).clone());
                 }
             }
-            TenantEvent::NoLease { .. } => {}
+            TenantEvent::NoLease { .. } | TenantEvent::Choose { .. } => {}
         }
         self.tenant_events.push(event);
     }
@@ -291,5 +291,6 @@ pub(crate) fn order() -> Order {
         made_unix_ms: UNIX_MS,
         bids_until_unix_ms: UNIX_MS + 2_000,
         clock_ms: 1_500,
+        hold_s: 0,
     }
 }
