@@ -204,6 +204,7 @@ impl Cast {
             identity: who.identity.clone(),
             bind: loopback(),
             ticket: ticket.clone(),
+            lease: None,
             map: vec![(loopback(), ServiceName::parse(service).expect("a service's name"))],
             direct: DirectPolicy::Never,
             nat: NatOptions::default(),

@@ -583,6 +583,7 @@ async fn run_connect(config: &Config, json: bool) -> Result<()> {
         identity: desk.identity,
         bind: config.node.bind,
         ticket,
+        lease: None,
         map,
         direct: connect.direct.unwrap_or(config.node.direct),
         nat: nat_options(config),

@@ -291,6 +291,7 @@ impl Cast {
             identity: self.tenant.identity.clone(),
             bind: any_port(),
             ticket: Ticket::decode(ticket, now)?,
+            lease: None,
             map: vec![(any_port(), ServiceName::parse("web")?)],
             direct: DirectPolicy::AfterFunding,
             nat: NatOptions::default(),

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use sluice_mesh::Multiaddr;
+use sluice_proto::market;
 use sluice_proto::{PeerId, RelayAddr, ServiceName};
 use sluice_settlement::RedemptionRule;
 use sluice_transport::NatOptions;
@@ -206,8 +207,9 @@ fn largest(f: &mut fmt::Formatter<'_>, value: u64, units: &[(&str, u64)]) -> fmt
     write!(f, "{} {unit}", value / scale)
 }
 
-/// When a direct path, which shows each side the other's address, may be used.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// When a direct path, which shows each side the other's address, may be used; the stricter is the
+/// greater.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DirectPolicy {
     /// From the start.
     Always,
@@ -228,6 +230,26 @@ impl DirectPolicy {
             survey: options.survey && may,
             port_mapping: options.port_mapping && may,
             ..options
+        }
+    }
+}
+
+impl From<market::DirectPolicy> for DirectPolicy {
+    fn from(policy: market::DirectPolicy) -> Self {
+        match policy {
+            market::DirectPolicy::Always => Self::Always,
+            market::DirectPolicy::AfterFunding => Self::AfterFunding,
+            market::DirectPolicy::Never => Self::Never,
+        }
+    }
+}
+
+impl From<DirectPolicy> for market::DirectPolicy {
+    fn from(policy: DirectPolicy) -> Self {
+        match policy {
+            DirectPolicy::Always => Self::Always,
+            DirectPolicy::AfterFunding => Self::AfterFunding,
+            DirectPolicy::Never => Self::Never,
         }
     }
 }

@@ -4,28 +4,30 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use parking_lot::Mutex;
 use sluice_ledger::{Ledger, Role};
 use sluice_metering::{Lie, Payer};
+use sluice_proto::market::Lease;
 use sluice_proto::wire::code;
 use sluice_proto::wire::session::{Goodbye, session::Kind};
 use sluice_proto::{
     Amount, ChannelId, PeerId, Price, RelayAddr, ServiceName, Ticket, decode_relays,
 };
 use sluice_transport::{
-    AcceptPolicy, Clock, ConnectError, NatOptions, Network, Node, NodeConfig, NoiseKeys, PathBytes,
-    Random, RelayLink, Session,
+    AcceptPolicy, Clock, NatOptions, Network, Node, NodeConfig, NoiseKeys, PathBytes, Random,
+    RelayLink, Session,
 };
 use sluice_tunnel::{Account, AccountOptions, Link, Snapshot, listen};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::JoinSet;
 
 use super::channel::Money;
 use super::control::Control;
 use super::edge::{Agreed, Guest, Superseded};
 use super::identity::Identity;
+use super::reach::reach;
 use super::report::{Report, Reporter};
 use super::vouchers::{keep_vouchers, tell_lies};
 use crate::config::DirectPolicy;
@@ -35,10 +37,6 @@ use crate::settle::{Deposits, Growth};
 const GOODBYE: Duration = Duration::from_secs(5);
 /// Relays that are kept in hand.
 const RELAYS_MAX: usize = 12;
-/// Another relay is tried beside one that has not led to the provider within this ..
-const LATE: Duration = Duration::from_millis(1500);
-/// .. or is not connected itself within this.
-const LATE_LINK: Duration = Duration::from_millis(300);
 /// How often a session that may be shut out looks at its relays.
 const LOOK: Duration = Duration::from_secs(1);
 /// Waits between attempts to get a lost session back.
@@ -53,6 +51,8 @@ pub struct ConnectOptions {
     pub bind: SocketAddr,
     /// The provider.
     pub ticket: Ticket,
+    /// What both signed, if this is not by the ticket alone: other terms are refused.
+    pub lease: Option<Arc<Lease>>,
     /// Local ports and the services that they lead to; port 0 takes a free one.
     pub map: Vec<(SocketAddr, ServiceName)>,
     /// When direct paths may be used.
@@ -279,6 +279,7 @@ impl Tenant {
             money: options.money.clone(),
             deposit: options.deposit,
             price_max: options.price_max,
+            lease: options.lease.clone(),
             start: identity.incarnation,
             anew: Arc::default(),
             recovery: identity.recovery.clone(),
@@ -288,7 +289,8 @@ impl Tenant {
 
     /// Opens a session through whichever relay leads to the provider first, and comes to terms.
     async fn open(&self) -> Result<(Session, Agreed)> {
-        let session = self.reach().await?;
+        let links = self.links.lock().clone();
+        let session = reach(&self.node, &self.options.ticket, links).await?;
         let now = self.clock.unix_time().as_secs();
         match self.guest.agree(&session, now).await {
             Ok(agreed) => {
@@ -305,55 +307,6 @@ impl Tenant {
                 Err(error)
             }
         }
-    }
-
-    /// Knocks at the best relay, and at the next one whenever the last is late or fails.
-    async fn reach(&self) -> Result<Session> {
-        let mut links = self.links.lock().clone();
-        links.sort_by_key(|link| (!link.is_up(), !link.forwards(), link.rtt()));
-        let mut links = links.into_iter();
-        let mut attempts = JoinSet::new();
-        let mut failures = Vec::new();
-        loop {
-            let next = links.next();
-            if next.is_none() && attempts.is_empty() {
-                break;
-            }
-            if let Some(link) = next.clone() {
-                let (node, ticket) = (self.node.clone(), self.options.ticket.clone());
-                attempts.spawn(async move { node.connect(&ticket, &link).await });
-            }
-            let Some(done) = self.next_done(&mut attempts, next).await else { continue };
-            match done {
-                Some(Ok(Ok(session))) => {
-                    close_late(attempts).await;
-                    return Ok(session);
-                }
-                Some(Ok(Err(error))) => failures.push(error.to_string()),
-                Some(Err(error)) => failures.push(error.to_string()),
-                None => {}
-            }
-        }
-        if let Some(link) = self.links.lock().iter().find(|link| link.is_superseded()) {
-            bail!(Superseded { by: link.relay().peer });
-        }
-        bail!("failed to reach the provider: {}", failures.join("; "))
-    }
-
-    /// The next attempt that is over; `None` once the last one, through `link`, is late.
-    async fn next_done(
-        &self,
-        attempts: &mut JoinSet<Result<Session, ConnectError>>,
-        link: Option<RelayLink>,
-    ) -> Option<Option<Result<Result<Session, ConnectError>, JoinError>>> {
-        let Some(link) = link else { return Some(attempts.join_next().await) };
-        if let Ok(done) = self.clock.timeout(LATE_LINK, attempts.join_next()).await {
-            return Some(done);
-        }
-        if !link.is_up() {
-            return None;
-        }
-        self.clock.timeout(LATE, attempts.join_next()).await.ok()
     }
 
     /// Keeps a session open: when one is lost, its connections are reset and another is made.
@@ -469,16 +422,6 @@ impl Tenant {
             window: agreed.terms.window,
             open_gas: agreed.open_gas,
         })
-    }
-}
-
-/// Ends what is no longer wanted, and the sessions that came of it meanwhile.
-async fn close_late(mut attempts: JoinSet<Result<Session, ConnectError>>) {
-    attempts.abort_all();
-    while let Some(done) = attempts.join_next().await {
-        if let Ok(Ok(session)) = done {
-            session.close(code::OK, "another relay was faster");
-        }
     }
 }
 

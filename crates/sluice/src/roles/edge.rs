@@ -22,6 +22,7 @@ use sluice_metering::{
     Channel, Lie, OnChain, Purse, Resumption, Terms, Unfit, VoucherRecord, accept_terms,
     check_accept, check_session, session_after, show_channel,
 };
+use sluice_proto::market::Lease;
 use sluice_proto::wire::{self, code, pay, session};
 use sluice_proto::{
     Amount, EthAddress, Keypair, LeaseId, PeerId, Price, ServiceName, VERSION, WINDOW_MAX,
@@ -31,6 +32,7 @@ use sluice_transport::Session;
 
 use super::channel::{Money, bind};
 use super::control::Control;
+use super::lease::{LeaseUnfit, check_terms};
 use super::starts::{Start, Starts};
 
 /// A peer that does not answer within this is gone.
@@ -373,6 +375,8 @@ pub(crate) struct Guest {
     pub(crate) deposit: Amount,
     /// The most that may be asked per GiB.
     pub(crate) price_max: Price,
+    /// What both signed, if they did: other terms are refused, whatever their price.
+    pub(crate) lease: Option<Arc<Lease>>,
     /// Number of this start of the process.
     pub(crate) start: u64,
     /// The lease that the provider remembers is of no use: ask for another.
@@ -385,15 +389,17 @@ impl Guest {
     pub(crate) async fn agree(&self, conn: &Session, now_unix_s: u64) -> Result<Agreed> {
         let (send, receive) = conn.connection().open_bi().await?;
         let mut control = Control::new(send, receive);
-        let known =
-            self.ledger.lease_with(conn.peer(), Edge::Tenant, Role::Payer, now_unix_s).await?;
+        let known = self.known(conn.peer(), now_unix_s).await?;
         let hello = session::Hello {
             versions: vec![VERSION],
             features: Vec::new(),
-            lease: match &known {
-                Some(lease) => bytes::Bytes::copy_from_slice(&lease.id.0),
-                None if self.anew.load(Relaxed) => bytes::Bytes::copy_from_slice(&NO_LEASE.0),
-                None => bytes::Bytes::new(),
+            lease: match (&self.lease, &known) {
+                (Some(lease), _) => bytes::Bytes::copy_from_slice(&lease.lease.0),
+                (None, Some(lease)) => bytes::Bytes::copy_from_slice(&lease.id.0),
+                (None, None) if self.anew.load(Relaxed) => {
+                    bytes::Bytes::copy_from_slice(&NO_LEASE.0)
+                }
+                (None, None) => bytes::Bytes::new(),
             },
             invite: bytes::Bytes::new(),
             start: self.start,
@@ -472,11 +478,28 @@ impl Guest {
         })
     }
 
+    /// The lease to go on with, as this ledger has it.
+    async fn known(&self, peer: PeerId, now_unix_s: u64) -> Result<Option<LeaseRow>> {
+        let Some(lease) = &self.lease else {
+            return Ok(self.ledger.lease_with(peer, Edge::Tenant, Role::Payer, now_unix_s).await?);
+        };
+        let row = self.ledger.lease(lease.lease).await?;
+        ensure!(row.as_ref().is_none_or(|row| !row.closed), LeaseUnfit::Ended);
+        let ours =
+            |row: &LeaseRow| (row.peer, row.role, row.edge) == (peer, Role::Payer, Edge::Tenant);
+        Ok(row.filter(ours))
+    }
+
     fn check_terms(&self, conn: &Session, terms: &Terms, now_unix_s: u64) -> Result<()> {
+        if let Some(lease) = &self.lease {
+            check_terms(lease, terms)?;
+        }
         ensure!(terms.payee == conn.peer(), "the terms are another provider's");
         ensure!(terms.payer == self.key.public().to_peer_id(), "the terms are for another tenant");
         ensure!(terms.expires_unix_s > now_unix_s, "the terms expired");
-        let (asked, most) = (terms.price, self.price_max);
+        // What was signed was agreed to.
+        let signed = self.lease.as_ref().map(|lease| lease.price);
+        let (asked, most) = (terms.price, signed.unwrap_or(self.price_max));
         ensure!(
             asked.up <= most.up && asked.down <= most.down,
             "the provider asks {} up and {} down per GiB (token base units), more than allowed \
@@ -510,7 +533,11 @@ impl Guest {
                 found.inspect_err(|_| self.anew.store(true, Relaxed))?
             }
         };
-        let (purse, key, gas) = money.purse(&self.ledger, terms, known, self.deposit).await?;
+        let (mut purse, key, gas) = money.purse(&self.ledger, terms, known, self.deposit).await?;
+        if let Some(lease) = &self.lease {
+            // One that was left by an earlier start may hold more.
+            purse.channel.deposit = purse.channel.deposit.min(lease.budget);
+        }
         Ok((Some(purse), Some(key), gas))
     }
 }
