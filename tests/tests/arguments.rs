@@ -76,7 +76,8 @@ impl Leaf {
 fn shown(arg: &Arg) -> String {
     match (arg.get_long(), arg.get_value_names()) {
         (Some(long), _) => format!("--{long}"),
-        (None, Some([name, ..])) => format!("<{name}>"),
+        (None, Some([name, ..])) if arg.is_required_set() => format!("<{name}>"),
+        (None, Some([name, ..])) => format!("[{name}]"),
         (None, _) => format!("<{}>", arg.get_id().as_str().to_uppercase()),
     }
 }
@@ -190,6 +191,8 @@ const TEXTS: &[(&str, &str, &[&str], &[&str])] = &[
     ("connect", "state_dir", &["connect", TICKET, "--map", "127.0.0.1:0=web", "--state-dir", "file"], &["file", "directory"]),
     ("doctor", "ticket", &["doctor", "nothing"], &["not a ticket"]),
     ("doctor", "relay", &["doctor", "--relay", "nobody"], &["--relay nobody"]),
+    ("nodes", "state_dir", &["nodes", "--state-dir", "file"], &["file"]),
+    ("relays", "state_dir", &["relays", "--state-dir", "file"], &["file"]),
     ("redeem", "state_dir", &["redeem", "--state-dir", "file"], &["file", "directory"]),
     ("channel list", "state_dir", &["channel", "list", "--state-dir", "file"], &["file", "directory"]),
     ("channel top-up", "channel", &["channel", "top-up", "nothing", "5", "--state-dir", "state"], &["nothing", "channel"]),

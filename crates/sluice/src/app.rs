@@ -63,6 +63,8 @@ pub fn run(cli: Cli) -> Result<()> {
         | Command::Channel(_)
         | Command::Ledger(_)
         | Command::Wallet(_)
+        | Command::Nodes(_)
+        | Command::Relays(_)
         | Command::Watch(_) => 1,
     }))?;
     let json = cli.json;
@@ -76,6 +78,8 @@ pub fn run(cli: Cli) -> Result<()> {
             Command::Channel(command) => commands::channel(&config, &command, json).await,
             Command::Ledger(command) => commands::ledger(&config, &command, json).await,
             Command::Wallet(command) => commands::wallet(&config, &command, json).await,
+            Command::Nodes(args) => commands::nodes(&config, &args, json).await,
+            Command::Relays(args) => commands::relays(&config, &args, json).await,
             Command::Watch(args) => commands::watch(&config, &args, json).await,
             Command::Doctor(args) => run_doctor(&config, args, json).await,
             Command::Config(_) => Ok(()),
@@ -133,6 +137,8 @@ fn merge(config: &mut Config, command: &Command) -> Result<()> {
         | Command::Channel(_)
         | Command::Ledger(_)
         | Command::Wallet(_)
+        | Command::Nodes(_)
+        | Command::Relays(_)
         | Command::Watch(_) => {}
     }
     Ok(())

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use sluice_proto::ChannelId;
+use sluice_proto::{ChannelId, PeerId};
 
 use sluice_mesh::Multiaddr;
 
-use crate::config::{DirectPolicy, parse_bootstrap};
+use crate::config::{DirectPolicy, parse_bootstrap, parse_peer};
 
 /// Makes a home's workload reachable through relays, counts every byte that both sides agree was
 /// delivered, and gets everyone paid.
@@ -70,6 +70,12 @@ pub enum Command {
     /// Make, import and look at the keys that hold money.
     #[command(subcommand)]
     Wallet(WalletCommand),
+    /// List the nodes of the mesh whose records are known: to the role that runs here, or, with
+    /// `--bootstrap`, to those who are asked.
+    Nodes(NodesArgs),
+    /// List the relays that the mesh offers, as the role that runs here ranked them, or, with
+    /// `--bootstrap`, as a new provider would.
+    Relays(RelaysArgs),
     /// Guard somebody's exported vouchers: redeem them before a payer can close, with no key that
     /// could spend the money.
     ///
@@ -372,6 +378,34 @@ pub enum WalletCommand {
         #[command(flatten)]
         state: StateArgs,
     },
+}
+
+/// `sluice nodes`.
+#[derive(Debug, Args)]
+pub struct NodesArgs {
+    /// Nodes whose records are to be found, by their peer ids [default: all that are known].
+    #[arg(value_name = "PEER", value_parser = parse_peer)]
+    pub peer: Vec<PeerId>,
+    /// The mesh to ask.
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    /// Whose knowledge.
+    #[command(flatten)]
+    pub state: StateArgs,
+}
+
+/// `sluice relays`.
+#[derive(Debug, Args)]
+pub struct RelaysArgs {
+    /// Rank them, and say why each is chosen or not.
+    #[arg(long)]
+    pub explain: bool,
+    /// The mesh to ask.
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    /// Whose choice.
+    #[command(flatten)]
+    pub state: StateArgs,
 }
 
 /// `sluice watch`.

@@ -3,6 +3,7 @@
 mod channel;
 mod export;
 mod ledger;
+mod mesh;
 mod redeem;
 mod verify;
 mod wallet;
@@ -18,6 +19,7 @@ use sluice_proto::{EthAddress, WalletKey};
 
 pub(crate) use channel::channel;
 pub(crate) use ledger::{in_doubt, ledger};
+pub(crate) use mesh::{nodes, relays};
 pub(crate) use redeem::redeem;
 pub(crate) use wallet::wallet;
 pub(crate) use watch::watch;

@@ -19,7 +19,7 @@ pub use sections::{
 };
 pub use values::{
     BitRate, ByteSize, DirectPolicy, Expose, Finality, GasPrice, Map, ServiceKind, ValueError,
-    parse_bootstrap, parse_duration, parse_relay, parse_rule,
+    parse_bootstrap, parse_duration, parse_peer, parse_relay, parse_rule,
 };
 
 use read::Document;

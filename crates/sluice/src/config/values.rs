@@ -509,7 +509,10 @@ pub fn parse_bootstrap(text: &str) -> Result<Multiaddr, ValueError> {
 }
 
 /// Parses a peer id.
-pub(super) fn parse_peer(text: &str) -> Result<PeerId, ValueError> {
+///
+/// # Errors
+/// When it is none.
+pub fn parse_peer(text: &str) -> Result<PeerId, ValueError> {
     match text.parse() {
         Ok(peer) => Ok(peer),
         Err(_) => {

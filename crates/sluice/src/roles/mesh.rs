@@ -1,6 +1,7 @@
 //! A role's part in the mesh: who it is there, who hears what comes in, and which relays are known.
 
 mod hub;
+mod known;
 mod relays;
 
 use std::collections::HashMap;
@@ -16,13 +17,14 @@ use sluice_mesh::{
     MeshLimits, Multiaddr, OwnRecord, PublishError, Request, RequestError, Verdict,
     parse_remembered, write_remembered,
 };
-use sluice_proto::PeerId;
 use sluice_proto::ask::{Answer, Ask, AskError, AskRefusal, relays_topic};
 use sluice_proto::record::{ProviderEntry, RelayEntry};
+use sluice_proto::{PeerId, SignedRecord};
 use sluice_transport::Clock;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
+pub(crate) use known::{Known, NodeLine, Ranked, RelayLine};
 pub use relays::KnownRelay;
 
 use super::identity::Identity;
@@ -52,6 +54,10 @@ const ASKED_EACH: Duration = Duration::from_secs(5);
 const ASKED_BURST: u32 = 8;
 /// .. and so many nodes are told apart.
 const ASKERS_MAX: usize = 4096;
+/// A record that is about to expire is looked for in the DHT this long before.
+const REFRESH_BEFORE_S: u64 = 900;
+/// What a role knows is written down for others this often, if it changed, and whenever its choice did.
+const KNOWN_EACH: Duration = Duration::from_secs(15);
 /// How often what is worth remembering is looked at.
 const REMEMBER_EACH: Duration = Duration::from_secs(20);
 
@@ -127,6 +133,8 @@ struct Shared {
     askers: Mutex<Limiter<PeerId>>,
     /// The own record is to be told to the relays' topic.
     tell: Notify,
+    /// The relays as they were ranked last.
+    ranked: watch::Sender<Vec<Ranked>>,
     /// What was written to remember peers last.
     remembered: Mutex<String>,
 }
@@ -190,6 +198,7 @@ impl Meshed {
             asked: Mutex::default(),
             askers: Mutex::new(Limiter::new(ASKED_EACH, ASKED_BURST, ASKERS_MAX)),
             tell: Notify::new(),
+            ranked: watch::Sender::default(),
             remembered: Mutex::new(remembered),
         });
         let mut tasks = JoinSet::new();
@@ -197,6 +206,7 @@ impl Meshed {
         tasks.spawn(tell_relay(shared.clone()));
         tasks.spawn(ask_for_relays(shared.clone()));
         tasks.spawn(keep_remembered(shared.clone()));
+        tasks.spawn(keep_known(shared.clone()));
         Ok(Self(Arc::new(Guard { shared, _tasks: Mutex::new(tasks) })))
     }
 
@@ -278,6 +288,36 @@ impl Meshed {
     #[must_use]
     pub fn is_private(&self) -> bool {
         self.0.shared.relays.is_private()
+    }
+
+    /// Looks for the record of a relay that is used, if the one that is held is about to expire: gossip
+    /// may have missed this node.
+    pub(crate) async fn refresh(&self, relay: &KnownRelay) {
+        let shared = &self.0.shared;
+        if relay.expires_unix_s > shared.unix_ms() / 1000 + REFRESH_BEFORE_S {
+            return;
+        }
+        if let Ok(found) = shared.mesh.find(relay.peer).await {
+            shared.relays.learn(found.encode(), shared.unix_ms());
+        }
+    }
+
+    /// Takes how relays were ranked, to be shown to those who look.
+    pub(crate) fn explain(&self, ranked: Vec<Ranked>) {
+        let same = |a: &Ranked, b: &Ranked| {
+            (a.relay.peer, a.chosen, &a.why) == (b.relay.peer, b.chosen, &b.why)
+        };
+        self.0.shared.ranked.send_if_modified(|before| {
+            let is_same =
+                before.len() == ranked.len() && before.iter().zip(&ranked).all(|(a, b)| same(a, b));
+            *before = ranked;
+            !is_same
+        });
+    }
+
+    /// What is known now.
+    pub(crate) async fn known(&self) -> Known {
+        self.0.shared.known().await
     }
 
     /// Where it listens, each with its id, once it does.
@@ -363,6 +403,17 @@ impl Shared {
     async fn some_relays(&self) -> Vec<bytes::Bytes> {
         let own = self.mesh.own().await.filter(|own| own.record().relay.is_some());
         self.relays.some(own.map(|own| own.encode()), self.unix_ms())
+    }
+
+    async fn known(&self) -> Known {
+        let mut records = self.mesh.known().await;
+        let of_relays = self.relays.records(self.unix_ms());
+        let is_new = |signed: &SignedRecord| {
+            records.iter().all(|other| other.record().peer != signed.record().peer)
+        };
+        let more: Vec<_> = of_relays.into_iter().filter(is_new).collect();
+        records.extend(more);
+        Known::new(self.unix_ms() / 1000, records, &self.ranked.borrow())
     }
 
     fn contradicted(&self, evidence: &Equivocation) {
@@ -460,5 +511,30 @@ async fn keep_remembered(shared: Arc<Shared>) {
     loop {
         shared.clock.sleep(REMEMBER_EACH).await;
         shared.remember().await;
+    }
+}
+
+/// Writes down what is known, for those who look beside the running role.
+async fn keep_known(shared: Arc<Shared>) {
+    let Some(dir) = shared.dir.clone() else { return };
+    let mut ranked = shared.ranked.subscribe();
+    let mut before = Known::default();
+    loop {
+        let known = shared.known().await;
+        if !known.says_as(&before)
+            && let Ok(text) = serde_json::to_string(&known)
+        {
+            let dir = dir.clone();
+            let kept = tokio::task::spawn_blocking(move || State::keep_mesh_known(&dir, &text));
+            match kept.await {
+                Ok(Ok(())) => before = known,
+                Ok(Err(error)) => tracing::warn!(%error, "what is known is not written down"),
+                Err(error) => tracing::warn!(%error, "what is known is not written down"),
+            }
+        }
+        tokio::select! {
+            changed = ranked.changed() => if changed.is_err() { return },
+            () = shared.clock.sleep(KNOWN_EACH) => {}
+        }
     }
 }

@@ -14,31 +14,32 @@ use sluice_proto::wire::code;
 use sluice_proto::wire::session::{Goodbye, Relays, session::Kind};
 use sluice_proto::{Amount, Invite, Keypair, PeerId, Price, RelayAddr, Ticket, encode_relays};
 use sluice_transport::{
-    AcceptPolicy, Clock, NatOptions, Network, Node, NodeConfig, NoiseKeys, Random, RelayLink,
-    Session,
+    AcceptPolicy, Clock, NatOptions, Network, Node, NodeConfig, NoiseKeys, Random, Session,
 };
 use sluice_tunnel::{Account, AccountOptions, Services, Snapshot, serve};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::accounts::{Accounts, Kept};
-use super::advertise::{Seat, Standing, Standings, advertise};
+use super::advertise::{Stand, Standing, advertise};
 use super::channel::Money;
+use super::choose::Chooser;
 use super::edge::{Agreed, Host};
 use super::identity::Identity;
 use super::mesh::Meshed;
 use super::report::{Report, Reporter};
-use super::reservation::{Ask, Holder, hold};
+use super::reservation::Holder;
 use super::sight::Served;
 use super::starts::Starts;
 use super::vouchers::{keep_vouchers, tell_lies};
+use super::warm::WarmRelays;
 use crate::config::DirectPolicy;
 use crate::roles::connect::tell_warm;
 
 /// The first relay must give a reservation within this.
 const FIRST_RELAY: Duration = Duration::from_secs(30);
-/// Events of a link that wait for their task.
-const LINK_EVENTS: usize = 1024;
+/// The same where relays have to be found and measured first.
+const FIRST_CHOICE: Duration = Duration::from_secs(60);
 /// A lease lasts this long.
 const LEASE: Duration = Duration::from_secs(30 * 86_400);
 /// Payload between reports of what was delivered.
@@ -53,7 +54,8 @@ pub struct ProvideOptions {
     pub bind: SocketAddr,
     /// The mesh in which it publishes its record, if any.
     pub mesh: Option<Meshed>,
-    /// The relays to be reached through; at least one.
+    /// The relays to be reached through; none: those that the mesh offers are chosen from, and anew
+    /// when conditions change.
     pub relays: Vec<RelayAddr>,
     /// What it serves.
     pub services: Services,
@@ -108,8 +110,7 @@ pub struct Provide {
     node: Node,
     ticket: String,
     shared: Arc<Shared>,
-    asks: Vec<mpsc::Sender<Ask>>,
-    links: Vec<RelayLink>,
+    warm: Arc<WarmRelays>,
     relay_gas: Arc<AtomicU64>,
     tasks: JoinSet<()>,
 }
@@ -126,7 +127,10 @@ impl Provide {
     /// # Errors
     /// When the socket cannot be bound, or no relay gives a reservation.
     pub async fn start(options: ProvideOptions) -> Result<Self> {
-        ensure!(!options.relays.is_empty(), "no relay: name one with --relay <peer id>@<ip:port>");
+        ensure!(
+            !options.relays.is_empty() || options.mesh.is_some(),
+            "no relay: name one with --relay <peer id>@<ip:port>, or a mesh with --bootstrap"
+        );
         ensure!(
             options.services.names().next().is_some(),
             "nothing to serve: declare a service with --expose web=tcp:127.0.0.1:8080"
@@ -176,16 +180,20 @@ impl Provide {
             named: watch::Sender::new(options.relays.clone()),
         });
         let tickets = Tickets::new(&options, &clock, ticket_key);
+        let relay_gas = Arc::<AtomicU64>::default();
+        let holder = holder(&options, &shared, relay_gas.clone());
         let mut provide = Self {
             ticket: tickets.naming(&options.relays),
+            warm: Arc::new(WarmRelays::new(node.clone(), holder)),
             node,
             shared,
-            asks: Vec::new(),
-            links: Vec::new(),
-            relay_gas: Arc::default(),
+            relay_gas,
             tasks: JoinSet::new(),
         };
         provide.reserve(&options).await?;
+        if options.relays.is_empty() {
+            provide.ticket = tickets.naming(&provide.warm.preferred());
+        }
         provide.tasks.spawn(tell_reachable(provide.shared.clone(), tickets));
         if let Some(mesh) = options.mesh.clone() {
             let named = provide.shared.named.subscribe();
@@ -206,53 +214,42 @@ impl Provide {
         Ok(provide)
     }
 
-    /// Asks all relays for reservations, and waits for the first.
+    /// Asks all relays for reservations, or has some chosen, and waits for the first.
     async fn reserve(&mut self, options: &ProvideOptions) -> Result<()> {
-        let shared = self.shared.clone();
-        let holder = Holder {
-            key: options.identity.node.clone(),
-            ledger: options.ledger.clone(),
-            money: options.money.clone(),
-            deposit: options.relay_deposit,
-            price_max: options.relay_price_max,
-            report: options.report.clone(),
-            clock: self.shared.clock.clone(),
-            wake: Arc::new(move || {
-                for live in shared.live.lock().iter() {
-                    live.account.wake();
-                }
-            }),
-            gas: self.relay_gas.clone(),
-            recovery: options.identity.recovery.clone(),
-        };
-        let standings: Standings = watch::Sender::new(vec![Standing::Away; options.relays.len()]);
-        for (at, relay) in options.relays.iter().enumerate() {
-            let (events, heard) = mpsc::channel(LINK_EVENTS);
-            let (ask, asks) = mpsc::channel(4);
-            let seat = Seat { all: standings.clone(), at };
-            let link = self.node.link(*relay, Some(events));
-            self.tasks.spawn(hold(holder.clone(), link.clone(), heard, asks, seat));
-            self.links.push(link);
-            self.asks.push(ask);
+        for relay in &options.relays {
+            self.warm.open(*relay);
         }
-        let mut all = standings.subscribe();
-        let first = all.wait_for(|all| all.contains(&Standing::Reserved));
-        match self.shared.clock.timeout(FIRST_RELAY, first).await.map(|done| done.is_ok()) {
-            Ok(true) => {
-                let (named, clock) = (self.shared.named.clone(), self.shared.clock.clone());
-                let (relays, all) = (options.relays.clone(), standings.subscribe());
-                self.tasks.spawn(advertise(relays, all, named, clock));
-                Ok(())
-            }
-            Ok(false) | Err(_) => {
-                let states: Vec<_> = self
-                    .links
+        let mut all = self.warm.standings();
+        let named = self.shared.named.clone();
+        self.tasks.spawn(advertise(self.warm.standings(), named, self.shared.clock.clone()));
+        let mut patience = FIRST_RELAY;
+        if let Some(mesh) = options.mesh.clone().filter(|_| options.relays.is_empty()) {
+            let chooser = Chooser::new(mesh, self.warm.clone(), options, self.shared.clock.clone());
+            self.tasks.spawn(chooser.run());
+            patience = FIRST_CHOICE;
+        }
+        let is_reserved = |all: &Vec<Stand>| all.iter().any(|s| s.standing == Standing::Reserved);
+        match self.shared.clock.timeout(patience, all.wait_for(is_reserved)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => {
+                let states = self.warm.states();
+                let states: Vec<_> = states
                     .iter()
-                    .map(|l| format!("{}: {:?}", l.relay().addr, *l.state().borrow()))
+                    .map(|(relay, state)| format!("{}: {state:?}", relay.addr))
                     .collect();
+                let known = options.mesh.as_ref().map_or(0, |mesh| mesh.relays().len());
+                ensure!(
+                    !options.relays.is_empty() || !states.is_empty(),
+                    "no relay was chosen within {} s: the mesh told of {known} ({})",
+                    patience.as_secs(),
+                    match known {
+                        0 => "is a --bootstrap address reached, and does it know a relay?",
+                        _ => "`sluice relays --explain` says why each is not chosen",
+                    }
+                );
                 bail!(
                     "no relay gave a reservation within {} s ({}); check the address, the peer id, and that UDP gets through",
-                    FIRST_RELAY.as_secs(),
+                    patience.as_secs(),
                     states.join("; ")
                 )
             }
@@ -306,12 +303,7 @@ impl Provide {
 
     /// Pays what relays claim.
     pub async fn settle_relays(&self) {
-        for ask in &self.asks {
-            let (reply, settled) = oneshot::channel();
-            if ask.send(Ask::Settle(reply)).await.is_ok() {
-                let _ = settled.await;
-            }
-        }
+        self.warm.settle().await;
     }
 
     /// Settles, then ends all sessions.
@@ -323,9 +315,30 @@ impl Provide {
         // Their flows end, and the relays claim what is left.
         self.settle_relays().await;
         // Nobody need hear that they are not connected any more.
-        self.asks.clear();
+        self.warm.release();
         self.node.shutdown().await;
         self.tasks.shutdown().await;
+    }
+}
+
+/// What each reservation's task needs of the provider.
+fn holder(options: &ProvideOptions, shared: &Arc<Shared>, gas: Arc<AtomicU64>) -> Holder {
+    let shared = shared.clone();
+    Holder {
+        key: options.identity.node.clone(),
+        ledger: options.ledger.clone(),
+        money: options.money.clone(),
+        deposit: options.relay_deposit,
+        price_max: options.relay_price_max,
+        report: options.report.clone(),
+        clock: shared.clock.clone(),
+        wake: Arc::new(move || {
+            for live in shared.live.lock().iter() {
+                live.account.wake();
+            }
+        }),
+        gas,
+        recovery: options.identity.recovery.clone(),
     }
 }
 

@@ -34,6 +34,11 @@ pub enum Report {
         /// The relays, each `<peer id>@<address>`.
         relays: Vec<String>,
     },
+    /// A provider has chosen its relays, or others than before.
+    RelaysChosen {
+        /// The relays, best first, each `<peer id>@<address>`.
+        relays: Vec<String>,
+    },
     /// The relays that carry a session's echoes, and so may carry the session.
     Warm {
         /// The other node.
@@ -277,6 +282,10 @@ impl Report {
                 "Reachable through {} now. New tenants connect with\n\n  sluice connect {ticket}\n",
                 relays.join(", ")
             ),
+            Self::RelaysChosen { relays } if relays.is_empty() => {
+                "No relay is known that can be used".to_owned()
+            }
+            Self::RelaysChosen { relays } => format!("Chose {}", relays.join(", ")),
             Self::Warm { peer, relays } if relays.is_empty() => {
                 format!("No relay is ready for {peer}")
             }
@@ -355,6 +364,7 @@ impl Report {
             Self::Reachable { ticket, relays } => {
                 json!({"event": "reachable", "ticket": ticket, "relays": relays})
             }
+            Self::RelaysChosen { relays } => json!({"event": "relays_chosen", "relays": relays}),
             Self::Warm { peer, relays } => {
                 json!({"event": "warm", "peer": peer.to_string(), "relays": relays})
             }

@@ -206,9 +206,15 @@ impl Task {
                 self.tell(state);
             }
             LinkEvent::FlowOpened { flow, counts, initiator } => {
+                self.seat.flows.fetch_add(1, Relaxed);
                 self.change(|meter, _| meter.open_flow(flow, counts, initiator));
             }
-            LinkEvent::FlowClosed(flow) => self.change(|meter, _| meter.close_flow(flow)),
+            LinkEvent::FlowClosed(flow) => {
+                let one_less = |flows: usize| Some(flows.saturating_sub(1));
+                // It never fails: one less is always some number.
+                let _ = self.seat.flows.fetch_update(Relaxed, Relaxed, one_less);
+                self.change(|meter, _| meter.close_flow(flow));
+            }
             LinkEvent::Grown(flow) => self.change(|meter, _| meter.handle_growth(flow)),
             LinkEvent::Unpaid(true) => self.tell("waits for payment; 16 kbit/s until then"),
             LinkEvent::Unpaid(false) => self.tell("paid; full speed again"),
@@ -225,6 +231,7 @@ impl Task {
                 self.connection = None;
                 self.tell_account();
                 (self.meter, self.waiting) = (None, None);
+                self.seat.flows.store(0, Relaxed);
                 self.seat.set(Standing::Away);
                 let before = std::mem::replace(&mut self.superseded, self.link.is_superseded());
                 if self.superseded && !before {

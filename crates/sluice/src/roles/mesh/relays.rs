@@ -26,7 +26,7 @@ const PREFIX_BURST: u32 = 64;
 const ANSWER_MARGIN: usize = 256;
 
 /// A relay that is known.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KnownRelay {
     /// Its name.
     pub peer: PeerId,
@@ -127,6 +127,11 @@ impl RelayTable {
     pub(super) fn list(&self, now_ms: u64) -> Vec<KnownRelay> {
         let table = self.table.lock();
         table.records.iter(now_ms).filter_map(|signed| self.usable(signed)).collect()
+    }
+
+    /// The records themselves.
+    pub(super) fn records(&self, now_ms: u64) -> Vec<SignedRecord> {
+        self.table.lock().records.iter(now_ms).cloned().collect()
     }
 
     /// Records for one who asks, `own` first: as many as fit an answer, others each time.
