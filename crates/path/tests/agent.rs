@@ -1,9 +1,10 @@
 //! The agent through its public face, in the order of a session's life.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use sluice_path::{Activity, Agent, Event, Kind, Path, Probe, Reason};
+use sluice_path::{Activity, Agent, CANDIDATES_MAX, Event, Kind, Path, Probe, Reason};
 
 /// Two agents, and a network between them that answers at once or not at all.
 struct Pair {
@@ -16,6 +17,7 @@ struct Pair {
 }
 
 const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
 
 fn addr(port: u16) -> SocketAddr {
     SocketAddr::from(([192, 0, 2, 1], port))
@@ -195,14 +197,45 @@ fn a_stranger_can_name_only_so_many_addresses() {
     pair.allow_direct();
     let many: Vec<_> = (1..=5000).map(addr).collect();
     pair.tenant.add_candidates(&many, pair.now);
-    let mut probed = std::collections::BTreeSet::new();
+    let mut probed = BTreeSet::new();
     while let Some((path, _)) = pair.tenant.poll_transmit() {
         probed.insert(path);
     }
-    assert!(probed.len() <= sluice_path::CANDIDATES_MAX + 1);
+    assert!(probed.len() <= CANDIDATES_MAX + 1);
 }
 
 /// Pings that the tenant sends on its direct path within an hour in which nothing else happens.
+/// Where two NATs map by destination, each ping makes another address.
+#[test]
+fn no_address_is_echoed_whose_packets_would_be_nobody_s() {
+    let mut pair = Pair::new();
+    pair.allow_direct();
+    let mut belongs = BTreeSet::new();
+    let mut echoed = 0;
+    for port in 1000..1040 {
+        pair.now += SECOND;
+        let from = Path::direct(addr(port));
+        pair.tenant.handle_probe(from, Probe::Ping { token: port.into() }, pair.now);
+        while let Some(event) = pair.tenant.poll_event() {
+            if let Event::Proven(there) = event {
+                belongs.insert(Path::Direct(there));
+            } else if let Event::Forgotten(there) = event {
+                belongs.remove(&Path::Direct(there));
+            }
+        }
+        while let Some((to, probe)) = pair.tenant.poll_transmit() {
+            if let Probe::Pong { .. } = probe {
+                echoed += 1;
+                assert!(belongs.contains(&to), "{to:?} was echoed");
+            } else if let Probe::Ping { token } = probe {
+                // All of them answer, so that none makes room for another.
+                pair.tenant.handle_probe(to, Probe::Pong { token }, pair.now);
+            }
+        }
+    }
+    assert_eq!((belongs.len(), echoed), (CANDIDATES_MAX, CANDIDATES_MAX));
+}
+
 fn pings_of_an_hour(pair: &mut Pair) -> usize {
     let end = pair.now + Duration::from_secs(3600);
     let mut pings = 0;

@@ -32,9 +32,10 @@ const STRAYS_MAX: usize = 4;
 const STRAYS_SPAN: Duration = Duration::from_secs(10);
 
 impl Agent {
-    /// Answers, if that may be. What is not answered now comes again.
+    /// Answers, if that may be. What is not answered now comes again. An address for which there was
+    /// no room is not answered: packets from there are nobody's, and an echo says that they arrive.
     pub(super) fn handle_ping(&mut self, from: Path, token: u64, now: Instant) {
-        if !self.may_probe(from) {
+        if !self.may_probe(from) || !self.paths.contains_key(&from) {
             return;
         }
         // An echo from there is worth more than ours, if but one probe may go there.
