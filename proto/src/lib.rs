@@ -34,7 +34,7 @@ pub use record::{Record, RecordError, SignedRecord};
 pub use relay_budget::{RelayBudget, RelayFlow};
 pub use signed::{SignatureError, Topic, sign, verify};
 pub use ticket::{
-    Invite, InviteError, RelayAddr, Ticket, TicketError, decode_relays, encode_relays,
+    Invite, InviteError, Invited, RelayAddr, Ticket, TicketError, decode_relays, encode_relays,
 };
 pub use units::{
     Amount, BYTES_PER_PRICE_UNIT, Price, STATEMENT_STREAMS_MAX, WINDOW_MAX, WINDOW_MIN, amount_due,

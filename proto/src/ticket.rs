@@ -216,6 +216,15 @@ impl fmt::Debug for Invite {
     }
 }
 
+/// What an invite is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Invited {
+    /// To come to terms, as the holder of a ticket.
+    Ticket,
+    /// To use a lease that was signed before.
+    Lease,
+}
+
 /// Why an invite is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InviteError {
@@ -228,32 +237,51 @@ pub enum InviteError {
 }
 
 impl Invite {
-    /// Makes one; `expires_unix_s` 0: never.
+    /// Makes one for a ticket; `expires_unix_s` 0: never.
     #[must_use]
     pub fn issue(secret: &[u8; 16], expires_unix_s: u64) -> Self {
+        Self::make(b"sluice invite v1", secret, expires_unix_s)
+    }
+
+    /// Makes one for a lease. It is worth nothing without the lease: whoever a tenant hands it on to
+    /// gets no terms.
+    #[must_use]
+    pub fn for_lease(secret: &[u8; 16], expires_unix_s: u64) -> Self {
+        Self::make(b"sluice lease invite v1", secret, expires_unix_s)
+    }
+
+    fn make(purpose: &[u8], secret: &[u8; 16], expires_unix_s: u64) -> Self {
         let mut invite = [0; 24];
         invite[..8].copy_from_slice(&expires_unix_s.to_be_bytes());
-        let hash = keccak256(&[b"sluice invite v1", &secret[..], &invite[..8]].concat());
+        let hash = keccak256(&[purpose, &secret[..], &invite[..8]].concat());
         invite[8..].copy_from_slice(&hash[..16]);
         Self(invite)
     }
 
-    /// Checks one that a tenant shows.
+    /// Checks one that a tenant shows, and says what it is good for.
     ///
     /// # Errors
     /// When it was not issued with `secret`, or its time is over.
-    pub fn check(secret: &[u8; 16], invite: &[u8], now_unix_s: u64) -> Result<(), InviteError> {
+    pub fn check(
+        secret: &[u8; 16],
+        invite: &[u8],
+        now_unix_s: u64,
+    ) -> Result<Invited, InviteError> {
         let invite: [u8; 24] = invite.try_into().map_err(|_| InviteError::Unknown)?;
         let expires = u64::from_be_bytes(invite[..8].try_into().expect("8 of 24 bytes"));
-        let right = Self::issue(secret, expires).0;
-        let differs = right.iter().zip(&invite).fold(0, |acc, (a, b)| acc | (a ^ b));
-        if differs != 0 {
-            return Err(InviteError::Unknown);
-        }
+        let is =
+            |right: Self| right.0.iter().zip(&invite).fold(0, |acc, (a, b)| acc | (a ^ b)) == 0;
+        let (ticket, lease) =
+            (is(Self::issue(secret, expires)), is(Self::for_lease(secret, expires)));
+        let invited = match (ticket, lease) {
+            (true, _) => Invited::Ticket,
+            (_, true) => Invited::Lease,
+            (false, false) => return Err(InviteError::Unknown),
+        };
         if expires != 0 && expires < now_unix_s {
             return Err(InviteError::Expired);
         }
-        Ok(())
+        Ok(invited)
     }
 }
 
@@ -302,9 +330,13 @@ mod tests {
     #[test]
     fn an_invite_holds_for_its_secret_and_its_time() {
         let invite = Invite::issue(&[1; 16], 100);
-        assert_eq!(Invite::check(&[1; 16], &invite.0, 100), Ok(()));
+        assert_eq!(Invite::check(&[1; 16], &invite.0, 100), Ok(Invited::Ticket));
         assert_eq!(Invite::check(&[1; 16], &invite.0, 101), Err(InviteError::Expired));
         assert_eq!(Invite::check(&[2; 16], &invite.0, 100), Err(InviteError::Unknown));
+        let leased = Invite::for_lease(&[1; 16], 100);
+        assert_eq!(Invite::check(&[1; 16], &leased.0, 100), Ok(Invited::Lease));
+        assert_eq!(Invite::check(&[1; 16], &leased.0, 101), Err(InviteError::Expired));
+        assert_eq!(Invite::check(&[2; 16], &leased.0, 100), Err(InviteError::Unknown));
         let mut later = invite.0;
         later[7] = 200;
         assert_eq!(Invite::check(&[1; 16], &later, 100), Err(InviteError::Unknown));

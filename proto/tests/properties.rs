@@ -15,8 +15,8 @@ use sluice_proto::wire::{
     self, MESSAGE_MAX, TEXT_MAX, WireError, control, pay, rendezvous, session,
 };
 use sluice_proto::{
-    Amount, ChannelId, EthAddress, FlowId, Invite, InviteError, Keypair, LeaseId, PeerId, Price,
-    RelayAddr, RelayBudget, RelayFlow, ServiceName, Ticket, TicketError, WalletSignature,
+    Amount, ChannelId, EthAddress, FlowId, Invite, InviteError, Invited, Keypair, LeaseId, PeerId,
+    Price, RelayAddr, RelayBudget, RelayFlow, ServiceName, Ticket, TicketError, WalletSignature,
     amount_due, window_bytes,
 };
 
@@ -244,13 +244,16 @@ proptest! {
         bit in 0..24 * 8_usize,
         junk in vec(any::<u8>(), 0..40),
     ) {
-        let invite = Invite::issue(&secret, expires);
-        let expected =
-            if expires != 0 && expires < now { Err(InviteError::Expired) } else { Ok(()) };
-        prop_assert_eq!(Invite::check(&secret, &invite.0, now), expected);
-        let mut changed = invite.0;
-        changed[bit / 8] ^= 1 << (bit % 8);
-        prop_assert_eq!(Invite::check(&secret, &changed, now), Err(InviteError::Unknown));
+        let (ticket, lease) =
+            (Invite::issue(&secret, expires), Invite::for_lease(&secret, expires));
+        for (invite, good_for) in [(ticket, Invited::Ticket), (lease, Invited::Lease)] {
+            let expired = expires != 0 && expires < now;
+            let expected = if expired { Err(InviteError::Expired) } else { Ok(good_for) };
+            prop_assert_eq!(Invite::check(&secret, &invite.0, now), expected);
+            let mut changed = invite.0;
+            changed[bit / 8] ^= 1 << (bit % 8);
+            prop_assert_eq!(Invite::check(&secret, &changed, now), Err(InviteError::Unknown));
+        }
         prop_assert_eq!(Invite::check(&secret, &junk, now), Err(InviteError::Unknown));
     }
 

@@ -190,6 +190,7 @@ impl Cast {
             relay_deposit: DEPOSIT,
             relay_price_max: RELAY_PRICE,
             ledger: who.ledger.clone(),
+            leases: None,
             report: Reporter::logged(),
         }
     }

@@ -8,6 +8,7 @@ use quinn::{RecvStream, SendStream};
 use sluice::roles::Money;
 use sluice_metering::{Channel, Payer, PayerEvent, Purse, StreamIndex, Terms, accept_terms};
 use sluice_proto::eth::BIND_EXPORTER_LABEL;
+use sluice_proto::market::Lease;
 use sluice_proto::wire::control::ReserveOffer;
 use sluice_proto::wire::session::{self, Hello, OpenService, session::Kind};
 use sluice_proto::wire::{self, pay};
@@ -83,6 +84,12 @@ pub struct Paid {
 }
 
 impl Paid {
+    /// The channel, as the chain knows it.
+    #[must_use]
+    pub fn key(&self) -> &ChannelKey {
+        &self.key
+    }
+
     /// What its payer would have to count from, after what was paid before.
     #[must_use]
     pub fn from(mut self, base: Amount) -> Self {
@@ -119,6 +126,27 @@ impl LyingTenant {
     pub async fn begin_anew(who: &Member, ticket: &Ticket, other: &Paid) -> Result<Self> {
         let nobodys = Bytes::from_static(&[0; 32]);
         Self::begin_on(who, ticket, nobodys, Some(other.clone())).await
+    }
+
+    /// Opens a session with a ticket, and takes whatever terms are offered.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub async fn begin_on_ticket(
+        who: &Member,
+        ticket: &Ticket,
+        paid: Option<&Paid>,
+    ) -> Result<Self> {
+        Self::begin_on(who, ticket, Bytes::new(), paid.cloned()).await
+    }
+
+    /// Opens a session under a lease, paid from a channel of its own or from that of another.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub async fn begin_under(who: &Member, lease: &Lease, paid: Option<&Paid>) -> Result<Self> {
+        let name = Bytes::copy_from_slice(&lease.lease.0);
+        Self::begin_on(who, &lease.ticket(), name, paid.cloned()).await
     }
 
     async fn begin_on(
@@ -197,6 +225,15 @@ impl LyingTenant {
     pub async fn hear_of_payment(&self) -> Result<Bytes> {
         let message = timeout(PATIENCE, self.session.connection().read_datagram()).await;
         Ok(message.context("the provider is silent")??)
+    }
+
+    /// Waits until the provider ends the session, and says in which words.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn ended(&self) -> Result<String> {
+        let ended = timeout(PATIENCE, self.session.connection().closed()).await;
+        Ok(ended.context("the session lasts")?.to_string())
     }
 
     /// Leaves without a word.

@@ -13,6 +13,7 @@
 //! - [`Devnet`]: a real chain whose blocks can be undone.
 //! - [`Books`]: a role's ledger after it ended.
 //! - [`Cast`]: the same roles inside the test's own process, for what needs a look inside.
+//! - [`lease_terms`], [`signed_lease`]: what an auction between two of them would end with.
 //! - [`LyingTenant`], [`LyingHolder`]: those who do not pay.
 //! - [`Capture`]: what somebody sees who listens on the wire.
 //!
@@ -20,6 +21,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests drive real processes and real time")]
 
+mod agreement;
 mod books;
 mod capture;
 mod cast;
@@ -38,6 +40,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+pub use agreement::{lease_terms, signed_lease};
 pub use books::{Books, both_agree};
 pub use capture::{Capture, Runs};
 pub use cast::{Cast, Member, loopback};

@@ -575,7 +575,7 @@ impl Bidder {
             starter_bytes: 0,
             noise_key: self.seller.noise_key,
             relays: self.relays.clone(),
-            invite: Invite::issue(&self.seller.invites, ends_s),
+            invite: Invite::for_lease(&self.seller.invites, ends_s),
             valid_until_unix_ms: until,
         }
     }

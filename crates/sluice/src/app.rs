@@ -27,7 +27,7 @@ use crate::config::{ChainChoice, Config, Expose, Finality, Map, parse_relay};
 use crate::demo::{self, DemoOptions};
 use crate::doctor::{self, DoctorOptions};
 use crate::roles::{
-    Connect, ConnectOptions, Identity, MeshOptions, Meshed, Money, Provide, ProvideOptions,
+    Connect, ConnectOptions, Identity, Leases, MeshOptions, Meshed, Money, Provide, ProvideOptions,
     RelayOptions, Report, Reporter, start_relay, wait_for_stop,
 };
 use crate::settle::{self, Deposits, KeepOptions, Settler, keep};
@@ -522,6 +522,8 @@ async fn run_provide(config: &Config, json: bool) -> Result<()> {
         })
         .collect::<Result<Vec<_>>>()?;
     let desk = open_desk(config, "provide").await?;
+    // Also where nothing is sold any more: what was signed is served.
+    let leases = open_leases(desk.state.dir())?;
     let report = Reporter::print(json);
     let kept = keep_channels(config, &desk, &report);
     let mesh = start_mesh(config, &desk.identity, desk.state.dir()).await?;
@@ -542,6 +544,7 @@ async fn run_provide(config: &Config, json: bool) -> Result<()> {
         relay_deposit: Amount(provide.relay_deposit),
         relay_price_max: provide.relay_price_max,
         ledger: desk.ledger,
+        leases: Some(leases),
         report: report.clone(),
     });
     let running = tokio::select! {
@@ -563,6 +566,19 @@ async fn run_provide(config: &Config, json: bool) -> Result<()> {
     }
     drop((kept, desk.state));
     Ok(())
+}
+
+/// The leases of a state directory; those that cannot be read are named.
+fn open_leases(dir: &Path) -> Result<Leases> {
+    let leases = Leases::open(dir)?;
+    for damaged in leases.damaged() {
+        tracing::warn!(
+            "{} is not a lease, and is left alone: {}",
+            damaged.path.display(),
+            damaged.what
+        );
+    }
+    Ok(leases)
 }
 
 fn nat_options(config: &Config) -> NatOptions {

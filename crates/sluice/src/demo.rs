@@ -280,6 +280,7 @@ impl Cast {
             relay_deposit: Amount(DEPOSIT),
             relay_price_max: RELAY_PRICE,
             ledger: self.provider.ledger.clone(),
+            leases: None,
             report: Reporter::logged(),
         })
         .await

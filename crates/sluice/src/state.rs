@@ -147,6 +147,18 @@ impl State {
         files::write_new(path, bytes)
     }
 
+    /// Writes a file of mode 0600 in a directory that only its user can change, made at need: whole or
+    /// not at all, and synced. One that is there is replaced. The caller holds the state's lock.
+    pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+        let dir = path.parent().expect("a file in a directory");
+        let is_new = !dir.exists();
+        files::make_dir(dir)?;
+        if let Some(above) = dir.parent().filter(|_| is_new) {
+            files::sync_dir(above).map_err(files::failed("sync", above))?;
+        }
+        files::make(dir, path, bytes)
+    }
+
     /// The directory.
     #[must_use]
     pub fn dir(&self) -> &Path {

@@ -424,6 +424,7 @@ impl Node {
             path,
             epoch,
             Some(target),
+            None,
         ))
     }
 

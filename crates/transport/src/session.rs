@@ -18,7 +18,7 @@ use sluice_path::{
 };
 use sluice_proto::wire::code;
 use sluice_proto::wire::control::{self, control::Kind as ControlKind};
-use sluice_proto::{PeerId, RelayAddr};
+use sluice_proto::{Invited, PeerId, RelayAddr};
 use tokio::sync::watch;
 
 use crate::epoch::{EpochFactory, PathEpoch};
@@ -116,6 +116,7 @@ impl Session {
         relayed: RelayedPath,
         epoch: Arc<PathEpoch>,
         target: Option<Target>,
+        invited: Option<Invited>,
     ) -> Self {
         let (path_sender, path) = watch::channel(None);
         let (warm_sender, warm) = watch::channel(Vec::new());
@@ -147,7 +148,7 @@ impl Session {
             heard_directly: (0, node.clock.now()),
         };
         tokio::spawn(driver.run(inputs, relayed));
-        Self { connection, peer_id, peer, node, path, warm }
+        Self { connection, peer_id, invited, peer, node, path, warm }
     }
 }
 

@@ -36,6 +36,13 @@ impl Services {
         self.0.keys()
     }
 
+    /// Those of them that have one of these names.
+    #[must_use]
+    pub fn only(&self, names: &[ServiceName]) -> Self {
+        let named = self.0.iter().filter(|(name, _)| names.contains(name));
+        named.map(|(name, addr)| (name.clone(), *addr)).collect()
+    }
+
     fn find(&self, name: &str) -> Option<(&ServiceName, SocketAddr)> {
         let name = ServiceName::parse(name).ok()?;
         self.0.get_key_value(&name).map(|(name, addr)| (name, *addr))

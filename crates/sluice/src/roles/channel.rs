@@ -263,8 +263,25 @@ impl Money {
         Ok(())
     }
 
-    /// As a payee: a channel as the chain has it, if it can pay; `None` when the chain lacks it.
-    pub(crate) async fn on_chain(&self, key: &ChannelKey) -> Result<Option<OnChain>> {
+    /// As a payee: whether what these terms come to can be redeemed from here.
+    pub(crate) fn can_earn(&self, payment: &Payment) -> Result<()> {
+        self.check_payment(payment)?;
+        let wallet = self.wallet.address();
+        ensure!(
+            payment.payee == wallet,
+            "the terms are paid to wallet {}, but the one here is {wallet}",
+            payment.payee
+        );
+        Ok(())
+    }
+
+    /// As a payee: a channel as the chain has it, if it can pay under these terms; `None` when the
+    /// chain lacks it.
+    pub(crate) async fn on_chain(
+        &self,
+        key: &ChannelKey,
+        payment: &Payment,
+    ) -> Result<Option<OnChain>> {
         let Some(latest) = self.chain.channel(key, View::Latest).await? else { return Ok(None) };
         let settled = self.chain.channel(key, View::Final).await?;
         let chain = OnChain {
@@ -275,7 +292,7 @@ impl Money {
             closing: latest.closing_at_unix_s.is_some(),
             closed: latest.closed,
         };
-        chain.check(key.id(&self.chain.domain()), &self.payment())?;
+        chain.check(key.id(&self.chain.domain()), payment)?;
         Ok(Some(chain))
     }
 
@@ -287,15 +304,15 @@ impl Money {
         payer: &PeerId,
         exporter: &[u8; 32],
     ) -> Result<(Channel, ChannelRow, OnChain)> {
-        let payment = self.payment();
+        let payment = terms.payment.context("the terms name a price but no chain")?;
         let (id, key) = payment.channel_bound(binding, payer, exporter)?;
-        let mut chain = self.on_chain(&key).await?;
+        let mut chain = self.on_chain(&key, &payment).await?;
         for _ in 1..LOOKS {
             if chain.is_some() {
                 break;
             }
             tokio::time::sleep(LOOK_AGAIN).await;
-            chain = self.on_chain(&key).await?;
+            chain = self.on_chain(&key, &payment).await?;
         }
         let chain = chain.ok_or(Unfit::Missing(id))?;
         let deposit = terms.usable(chain.deposit, chain.settled, self.unfinal_credit);

@@ -22,10 +22,10 @@ use sluice_metering::{
     Channel, Lie, OnChain, Purse, Resumption, Terms, Unfit, VoucherRecord, accept_terms,
     check_accept, check_session, session_after, show_channel,
 };
-use sluice_proto::market::Lease;
+use sluice_proto::market::{DirectPolicy, Lease, SignedLease};
 use sluice_proto::wire::{self, code, pay, session};
 use sluice_proto::{
-    Amount, EthAddress, Keypair, LeaseId, PeerId, Price, ServiceName, VERSION, WINDOW_MAX,
+    Amount, EthAddress, Invited, Keypair, LeaseId, PeerId, Price, ServiceName, VERSION, WINDOW_MAX,
     window_bytes,
 };
 use sluice_transport::Session;
@@ -33,6 +33,7 @@ use sluice_transport::Session;
 use super::channel::{Money, bind};
 use super::control::Control;
 use super::lease::{LeaseUnfit, check_terms};
+use super::market::{Ended, LeaseState, Leases};
 use super::starts::{Start, Starts};
 
 /// A peer that does not answer within this is gone.
@@ -57,6 +58,8 @@ pub(crate) struct Agreed {
     pub(crate) channel: Option<Channel>,
     /// Who paid its deposit, as the payee knows it.
     pub(crate) wallet: Option<EthAddress>,
+    /// The lease of an auction that the session goes on under, as the payee keeps it.
+    pub(crate) award: Option<Arc<SignedLease>>,
     /// The payer's purse, and the gas that opening its channel took.
     pub(crate) purse: Option<Purse>,
     pub(crate) open_gas: u64,
@@ -79,6 +82,21 @@ pub(crate) struct Host {
     /// Of the tenants that have a session.
     pub(crate) starts: Starts,
     pub(crate) recovery: Recovery,
+    /// What it won in auctions and must serve.
+    pub(crate) leases: Option<Leases>,
+}
+
+impl Agreed {
+    /// The most that may be earned on the session's channel, cumulative, whatever it holds: where the
+    /// lease began, and its budget.
+    pub(crate) fn earned_max(&self) -> Option<Amount> {
+        earned_max(self.award.as_deref()?, &self.channel?)
+    }
+
+    /// Whether the lease allows a direct path.
+    pub(crate) fn may_be_direct(&self) -> bool {
+        self.award.as_ref().is_none_or(|award| award.lease().direct != DirectPolicy::Never)
+    }
 }
 
 impl Host {
@@ -125,7 +143,12 @@ impl Host {
         let Some(start) = self.starts.begin(conn.peer(), hello.start) else {
             bail!(Refused::new(code::SUPERSEDED, SUPERSEDED));
         };
-        let row = self.lease_for(conn, &hello, now.as_secs()).await?;
+        let award = self.award(conn, &hello, now.as_secs())?;
+        let row = match &award {
+            Some(award) => self.awarded(award, now.as_secs()).await?,
+            None => self.lease_for(conn, &hello, now.as_secs()).await?,
+        };
+        let services = self.services_of(award.as_deref());
         let terms = Terms::parse(&row.terms)?;
         let held = self.ledger.newest_earned(terms.lease).await?.map(record);
         let kept = kept(terms.lease).filter(|kept| kept.exceeds(held.as_ref()));
@@ -141,7 +164,7 @@ impl Host {
                 terms: row.terms.clone(),
                 signature: row.terms_signature.clone(),
             }),
-            services: self.services.iter().map(|s| s.as_str().to_owned()).collect(),
+            services: services.iter().map(|s| s.as_str().to_owned()).collect(),
             newest: held.as_ref().map(|v| v.voucher.clone()),
             channel: paid_from.map(|row| show_channel(row.id, &row.key)),
         };
@@ -154,12 +177,13 @@ impl Host {
             _ => bail!(Refused::new(code::PROTOCOL, "accept or refuse the offer")),
         };
         check_accept(&conn.peer(), &row.terms, &accept)?;
-        let shown = self.check_channel(conn, &row, &terms, &accept, now.as_secs()).await?;
+        let signed = award.as_deref();
+        let shown = self.check_channel(conn, &row, &terms, signed, &accept, now.as_secs()).await?;
         let channel = shown.as_ref().map(|(channel, ..)| *channel);
         let presented = accept.newest.as_ref();
         let resumed = Resumption::of(&terms, channel.as_ref(), held, presented);
         if let Err(Lie::Backwards { .. }) = &resumed {
-            self.ledger.end_lease(terms.lease).await?;
+            self.give_up(terms.lease).await?;
         }
         let resumed = resumed.map_err(|lie| {
             let message = format!("the voucher that you show does not hold: {lie}");
@@ -168,7 +192,7 @@ impl Host {
         if let Some((channel, _, chain)) = &shown
             && resumed.is_forgotten(channel, chain.redeemed)
         {
-            self.ledger.end_lease(terms.lease).await?;
+            self.give_up(terms.lease).await?;
             let message = format!(
                 "the chain says that {} of channel {} was redeemed, and neither of us has a voucher \
                  that reaches it: this lease is over, ask for another",
@@ -192,6 +216,9 @@ impl Host {
             self.ledger.record_earned(stored(forgotten)).await?;
         }
         self.recovery.settle(terms.lease).await?;
+        if award.is_some() && (channel.is_some() || terms.price.is_zero()) {
+            self.fund(terms.lease, now.as_secs())?;
+        }
         let ready = session::Ready { session: session_number };
         control.send(session::session::Kind::Ready(ready)).await?;
         Ok(Agreed {
@@ -199,13 +226,109 @@ impl Host {
             session: session_number,
             resumed,
             control: Control::placeholder(),
-            services: self.services.clone(),
+            services,
             channel,
             wallet: shown.map(|(_, row, _)| row.key.payer),
+            award,
             purse: None,
             open_gas: 0,
             _start: Some(start),
         })
+    }
+
+    /// The lease of an auction under which the session goes on: the one that the tenant names, or its
+    /// newest. Whoever has a ticket and names another lease, or asks for a new one, is not held to it;
+    /// whoever has nothing but the invite of a lease gets nothing else.
+    fn award(
+        &self,
+        conn: &Session,
+        hello: &session::Hello,
+        now_unix_s: u64,
+    ) -> Result<Option<Arc<SignedLease>>> {
+        let asked = LeaseId::parse(&hello.lease).ok();
+        let by_lease = conn.invited() == Some(Invited::Lease);
+        let refuse = |what: &str| Refused::new(code::NOT_INVITED, what);
+        let Some(leases) = &self.leases else {
+            ensure!(!by_lease, refuse("this provider sells nothing on the market"));
+            return Ok(None);
+        };
+        let (tenant, provider) = (conn.peer(), self.key.public().to_peer_id());
+        let named = asked.and_then(|id| leases.get(id)).filter(|signed| {
+            (signed.lease().tenant, signed.lease().provider) == (tenant, provider)
+        });
+        if let Some(named) = named {
+            let id = named.lease().lease;
+            return match leases.state(id, now_unix_s) {
+                Some(LeaseState::Open) => Ok(Some(named)),
+                Some(LeaseState::Ended(why)) if by_lease => {
+                    bail!(refuse(&format!("lease {id} has ended ({}): order again", why.as_str())))
+                }
+                Some(_) | None if by_lease => {
+                    bail!(refuse(&format!("the time of lease {id} is over: order again")))
+                }
+                Some(_) | None => Ok(None),
+            };
+        }
+        let newest = match by_lease || asked.is_none() {
+            true => leases.open_between(tenant, provider, now_unix_s),
+            false => None,
+        };
+        ensure!(
+            newest.is_some() || !by_lease,
+            refuse("no lease with you stands here: order again")
+        );
+        Ok(newest)
+    }
+
+    /// The account of a lease that was won: its terms, and no others.
+    async fn awarded(&self, signed: &SignedLease, now_unix_s: u64) -> Result<LeaseRow> {
+        let terms = Terms::of_lease(signed.lease());
+        if let Some(payment) = &terms.payment {
+            let refuse = |what: &str| Refused::new(code::CHANNEL, what);
+            let money = self.money.as_ref();
+            let money = money.ok_or_else(|| refuse("this provider has no chain any more"))?;
+            money.can_earn(payment).map_err(|e| refuse(&format!("{e:#}")))?;
+        }
+        let known = self.ledger.lease(terms.lease).await?;
+        let row = known.unwrap_or_else(|| lease_row(&terms, terms.sign(&self.key)));
+        if !self.stands(&row, terms.payer, now_unix_s).await? {
+            self.give_up(terms.lease).await?;
+            let message = format!(
+                "lease {} has ended: its channel is closed, or pays another; order again",
+                terms.lease
+            );
+            bail!(Refused::new(code::NOT_INVITED, &message));
+        }
+        Ok(row)
+    }
+
+    /// What may be reached: all that is declared, or of it what the lease names.
+    fn services_of(&self, award: Option<&SignedLease>) -> Vec<ServiceName> {
+        let leased = |name: &&ServiceName| {
+            award.is_none_or(|award| award.lease().services.iter().any(|s| s.name == **name))
+        };
+        self.services.iter().filter(leased).cloned().collect()
+    }
+
+    /// The channel of a lease that was won was seen, or none is needed.
+    fn fund(&self, lease: LeaseId, now_unix_s: u64) -> Result<()> {
+        let stands = self.leases.as_ref().is_some_and(|leases| leases.fund(lease, now_unix_s));
+        let message = "the lease was not funded in time, and its room is given away: order again";
+        ensure!(stands, Refused::new(code::NOT_INVITED, message));
+        Ok(())
+    }
+
+    fn is_award(&self, lease: LeaseId) -> bool {
+        self.leases.as_ref().is_some_and(|leases| leases.get(lease).is_some())
+    }
+
+    /// Ends a lease for good, one that was won too.
+    async fn give_up(&self, lease: LeaseId) -> Result<()> {
+        self.ledger.end_lease(lease).await?;
+        if let Some(leases) = self.leases.clone() {
+            tokio::task::spawn_blocking(move || leases.end(lease, Ended::Closed)).await??;
+        }
+        Ok(())
     }
 
     /// The lease that the tenant wants to go on with, or the one that it forgot, while it can be used;
@@ -223,7 +346,7 @@ impl Host {
                 Some(row) => Some(row),
                 None => self.remembered(id, hello).await?,
             };
-            if let Some(row) = known
+            if let Some(row) = known.filter(|row| !self.is_award(row.id))
                 && self.is_usable(&row, peer, now_unix_s).await?
             {
                 return Ok(row);
@@ -232,10 +355,14 @@ impl Host {
         while let Some(row) =
             self.ledger.lease_with(peer, Edge::Tenant, Role::Payee, now_unix_s).await?
         {
-            if asked != Some(NO_LEASE) && self.is_usable(&row, peer, now_unix_s).await? {
+            let is_award = self.is_award(row.id);
+            if asked != Some(NO_LEASE)
+                && !is_award
+                && self.is_usable(&row, peer, now_unix_s).await?
+            {
                 return Ok(row);
             }
-            self.ledger.end_lease(row.id).await?;
+            self.give_up(row.id).await?;
         }
         let is_known = self.ledger.knows(peer, Edge::Tenant, Role::Payee).await?;
         let mut id = [0; 32];
@@ -256,24 +383,28 @@ impl Host {
         Ok(lease_row(&terms, terms.sign(&self.key)))
     }
 
-    /// Whether a lease can go on: its terms are still ours, and the channel that pays it stays open.
+    /// Whether a lease can go on: its terms are still those of every ticket, and it stands.
     async fn is_usable(&self, row: &LeaseRow, peer: PeerId, now_unix_s: u64) -> Result<bool> {
-        let ours = (row.peer, row.role, row.edge) == (peer, Role::Payee, Edge::Tenant);
-        let holds = ours
-            && !row.closed
-            && Terms::parse(&row.terms).is_ok_and(|terms| {
-                terms.expires_unix_s > now_unix_s
-                    && terms.price == self.price
-                    && terms.payment == self.payment()
-            });
-        let (Some(id), Some(money), true) = (row.channel, &self.money, holds) else {
+        let terms = Terms::parse(&row.terms);
+        let ours = terms.is_ok_and(|t| t.price == self.price && t.payment == self.payment());
+        Ok(ours && self.stands(row, peer, now_unix_s).await?)
+    }
+
+    /// Whether a lease is a tenant's, not over, and the channel that pays it stays open.
+    async fn stands(&self, row: &LeaseRow, peer: PeerId, now_unix_s: u64) -> Result<bool> {
+        let theirs = (row.peer, row.role, row.edge) == (peer, Role::Payee, Edge::Tenant);
+        let terms = Terms::parse(&row.terms)?;
+        let holds = theirs && !row.closed && terms.expires_unix_s > now_unix_s;
+        let (Some(id), Some(money), Some(payment), true) =
+            (row.channel, &self.money, &terms.payment, holds)
+        else {
             return Ok(holds);
         };
         let Some(channel) = self.ledger.channel(id).await? else { return Ok(false) };
         if channel.status != ChannelStatus::Open {
             return Ok(false);
         }
-        let found = money.on_chain(&channel.key).await;
+        let found = money.on_chain(&channel.key, payment).await;
         // A chain that cannot be read ends nothing.
         let ending = found.err().and_then(|e| e.downcast_ref::<Unfit>().and_then(Unfit::ending));
         Ok(ending.is_none())
@@ -299,6 +430,7 @@ impl Host {
         conn: &Session,
         lease: &LeaseRow,
         terms: &Terms,
+        award: Option<&SignedLease>,
         accept: &pay::Accept,
         now_unix_s: u64,
     ) -> Result<Option<(Channel, ChannelRow, OnChain)>> {
@@ -312,18 +444,23 @@ impl Host {
             );
             return Ok(None);
         };
+        if let Some(award) = award {
+            let signer = award.lease().tenant_wallet;
+            let message = format!("this lease is paid by wallet {signer}, not by who signs here");
+            ensure!(binding.signer == signer.0[..], Refused::new(code::CHANNEL, &message));
+        }
         let checked = money.check_binding(terms, binding, &conn.peer(), &conn.exporter()).await;
         if let Err(error) = &checked
             && let Some(unfit) = error.downcast_ref::<Unfit>()
             && unfit.ending().is_some_and(|ending| lease.channel == Some(ending))
         {
-            self.ledger.end_lease(lease.id).await?;
+            self.give_up(lease.id).await?;
         }
         let (channel, row, chain) =
             checked.map_err(|e| anyhow!(Refused::new(code::CHANNEL, &format!("{e:#}"))))?;
         match lease.channel {
             Some(known) if known == channel.id => {
-                let channel = Channel { base: lease.base, ..channel };
+                let channel = within_budget(award, Channel { base: lease.base, ..channel });
                 return Ok(Some((channel, row, chain)));
             }
             Some(known) => {
@@ -338,8 +475,19 @@ impl Host {
         let channel = channel
             .begin(terms, &chain, earned, accept.newest.as_ref())
             .map_err(|unfit| anyhow!(Refused::new(code::CHANNEL, &unfit.to_string())))?;
-        Ok(Some((channel, row, chain)))
+        Ok(Some((within_budget(award, channel), row, chain)))
     }
+}
+
+/// The channel of a lease, of whose deposit no more than its budget may be earned.
+fn within_budget(award: Option<&SignedLease>, channel: Channel) -> Channel {
+    let most = award.and_then(|award| earned_max(award, &channel));
+    Channel { deposit: most.map_or(channel.deposit, |most| channel.deposit.min(most)), ..channel }
+}
+
+fn earned_max(award: &SignedLease, channel: &Channel) -> Option<Amount> {
+    // What does not fit is beyond every deposit.
+    channel.base.0.checked_add(award.lease().budget.0).map(Amount)
 }
 
 /// What the ledger says of a channel that is not free is for the tenant to hear.
@@ -472,6 +620,7 @@ impl Guest {
             services,
             channel: None,
             wallet: None,
+            award: None,
             purse,
             open_gas,
             _start: None,

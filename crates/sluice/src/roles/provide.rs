@@ -26,6 +26,7 @@ use super::channel::Money;
 use super::choose::Chooser;
 use super::edge::{Agreed, Host};
 use super::identity::Identity;
+use super::market::Leases;
 use super::mesh::Meshed;
 use super::report::{Report, Reporter};
 use super::reservation::Holder;
@@ -42,6 +43,8 @@ const FIRST_RELAY: Duration = Duration::from_secs(30);
 const FIRST_CHOICE: Duration = Duration::from_secs(60);
 /// A lease lasts this long.
 const LEASE: Duration = Duration::from_secs(30 * 86_400);
+/// Whether a lease is over is seen within this, also when the clock is set.
+const LEASE_LOOK: Duration = Duration::from_secs(60);
 /// Payload between reports of what was delivered.
 const DELIVERED_STEP: u64 = 16 * 1024;
 
@@ -81,6 +84,8 @@ pub struct ProvideOptions {
     pub relay_price_max: u128,
     /// Its ledger.
     pub ledger: Ledger,
+    /// What it won in auctions and serves; `None`: it serves holders of tickets alone.
+    pub leases: Option<Leases>,
     /// Who is told what happens.
     pub report: Reporter,
 }
@@ -90,6 +95,8 @@ struct Live {
     peer: PeerId,
     session: Session,
     account: Account,
+    /// Whether a direct path may be used.
+    direct: bool,
 }
 
 struct Shared {
@@ -169,6 +176,7 @@ impl Provide {
                 services: options.services.names().cloned().collect(),
                 starts: Starts::default(),
                 recovery: identity.recovery.clone(),
+                leases: options.leases.clone(),
             },
             services: Arc::new(options.services.clone()),
             direct: options.direct,
@@ -395,18 +403,26 @@ async fn serve_session(shared: Arc<Shared>, session: Session) {
     for old in shared.live.lock().iter().filter(|l| l.peer == peer) {
         old.session.close(code::RESTARTED, "the tenant goes on in another session");
     }
-    let live = Arc::new(Live { peer, session: session.clone(), account: account.clone() });
+    let direct = shared.direct != DirectPolicy::Never && agreed.may_be_direct();
+    let live = Live { peer, session: session.clone(), account: account.clone(), direct };
+    let live = Arc::new(live);
     shared.live.lock().push(live.clone());
     let mut tasks = JoinSet::new();
     tasks.spawn(follow_path(shared.clone(), live.clone()));
     tasks.spawn(tell_warm(session.clone(), shared.report.clone()));
+    let earned_max = agreed.earned_max();
     tasks.spawn(follow_control(shared.clone(), live.clone(), agreed.control));
+    if agreed.award.is_some() {
+        let ends = Duration::from_secs(agreed.terms.expires_unix_s);
+        tasks.spawn(end_with_lease(shared.clone(), live.clone(), ends));
+    }
     if let (Some(channel), Some(money)) = (agreed.channel, shared.host.money.clone()) {
         let served = Served {
             session: session.clone(),
             account: account.clone(),
             terms: agreed.terms.clone(),
             channel: channel.id,
+            earned_max,
             money,
             ledger: shared.host.ledger.clone(),
             clock: shared.clock.clone(),
@@ -414,7 +430,8 @@ async fn serve_session(shared: Arc<Shared>, session: Session) {
         tasks.spawn(served.follow_channel());
     }
     let connection = session.connection().clone();
-    let ended = serve(connection, shared.services.clone(), account.clone()).await;
+    let services = Arc::new(shared.services.only(&agreed.services));
+    let ended = serve(connection, services, account.clone()).await;
     let reason = ended.to_string();
     tasks.shutdown().await;
     let snapshot = account.snapshot();
@@ -525,13 +542,24 @@ async fn follow_path(shared: Arc<Shared>, live: Arc<Live>) {
     }
 }
 
+/// Ends a session once the time of its lease, Unix time, is over: what was given is still paid.
+async fn end_with_lease(shared: Arc<Shared>, live: Arc<Live>, ends: Duration) {
+    // In steps, since the clock may be set meanwhile.
+    while let Some(left) = ends.checked_sub(shared.clock.unix_time()).filter(|d| !d.is_zero()) {
+        shared.clock.sleep(left.min(LEASE_LOOK)).await;
+    }
+    live.account.channel_ends();
+    live.account.settle().await;
+    live.session.close(code::NOT_INVITED, "the time of the lease is over");
+}
+
 /// Tells where this node may be reached, and takes what the tenant tells.
 async fn follow_control(
     shared: Arc<Shared>,
     live: Arc<Live>,
     mut control: super::control::Control,
 ) {
-    let direct = shared.direct != DirectPolicy::Never;
+    let direct = live.direct;
     live.session.set_direct_allowed(direct);
     let mut named = shared.named.subscribe();
     let mut addresses = live.session.address_changes();
@@ -560,7 +588,7 @@ async fn follow_control(
         };
         let Ok(kind) = kind else { return };
         match kind {
-            Kind::Candidates(list) if shared.direct != DirectPolicy::Never => {
+            Kind::Candidates(list) if direct => {
                 live.session.add_candidates(&list);
             }
             Kind::Candidates(_) | Kind::Direct(_) | Kind::Relays(_) => {}

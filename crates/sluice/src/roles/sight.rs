@@ -21,6 +21,8 @@ pub(crate) struct Served {
     pub(crate) account: Account,
     pub(crate) terms: Terms,
     pub(crate) channel: ChannelId,
+    /// The most that may be earned on it, cumulative; `None`: all that it holds.
+    pub(crate) earned_max: Option<Amount>,
     pub(crate) money: Money,
     pub(crate) ledger: Ledger,
     pub(crate) clock: Clock,
@@ -72,7 +74,8 @@ impl Served {
 
     async fn look(&self) -> Result<Found> {
         let row = self.ledger.channel(self.channel).await?.context("the ledger lost it")?;
-        let chain = match self.money.on_chain(&row.key).await {
+        let payment = self.terms.payment.context("the terms name no chain")?;
+        let chain = match self.money.on_chain(&row.key, &payment).await {
             Ok(chain) => chain,
             Err(error) => {
                 return match error.downcast_ref() {
@@ -90,7 +93,8 @@ impl Served {
             self.ledger.put_channel(ChannelRow { deposit: chain.deposit, ..row }).await?;
         }
         let credit = self.money.unfinal_credit;
-        Ok(Found::Open(self.terms.usable(chain.deposit, chain.settled, credit)))
+        let usable = self.terms.usable(chain.deposit, chain.settled, credit);
+        Ok(Found::Open(self.earned_max.map_or(usable, |most| usable.min(most))))
     }
 
     /// Gives nothing more, lets the tenant pay for what it got, and ends the session.

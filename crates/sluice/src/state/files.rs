@@ -263,8 +263,8 @@ pub(super) fn read<T>(
     })
 }
 
-/// Writes beside the place and moves it there once it is synced, so that a crash leaves either no
-/// key or a whole one.
+/// Writes beside the place and moves it there once it is synced, so that a crash leaves either what
+/// was there before, if anything, or all of it.
 pub(super) fn make(dir: &Path, path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     let new = path.with_extension("new");
     // What a crash left behind; the lock says that nobody else is at work on it.
@@ -278,9 +278,14 @@ pub(super) fn make(dir: &Path, path: &Path, bytes: &[u8]) -> Result<(), StateErr
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&new, path)?;
-        if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
+        sync_dir(dir)
     };
-    write().map_err(failed("make the key", path))
+    write().map_err(failed("write", path))
+}
+
+/// Makes what was moved into a directory, or made in it, outlast a power cut.
+pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
 }
 
 /// Writes a secret to a new file. It never takes another's place; what could not be written whole is

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use sluice_proto::PeerId;
 use sluice_proto::wire::code;
+use sluice_proto::{Invited, PeerId};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{CONNECT_TIMEOUT, Inner};
@@ -20,6 +20,7 @@ const HANDSHAKES_MAX: usize = 128;
 /// A session that was announced by a knock and has not begun.
 pub(super) struct Expected {
     pub(super) peer_id: PeerId,
+    pub(super) invited: Invited,
     pub(super) peer: Arc<Peer>,
     pub(super) inputs: Inputs,
     pub(super) path: RelayedPath,
@@ -28,8 +29,9 @@ pub(super) struct Expected {
 
 impl Expected {
     fn start(self, node: Arc<Inner>, connection: quinn::Connection) -> Session {
-        let Self { peer_id, peer, inputs, path, epoch } = self;
-        Session::start(node, connection, peer_id, peer, inputs, path, epoch, None)
+        let Self { peer_id, invited, peer, inputs, path, epoch } = self;
+        let invited = Some(invited);
+        Session::start(node, connection, peer_id, peer, inputs, path, epoch, None, invited)
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use sluice_proto::wire::rendezvous;
 use sluice_proto::wire::{are_first_packets, code, control};
-use sluice_proto::{FlowId, Invite, PeerId, RelayAddr, RelayFlow, VERSION};
+use sluice_proto::{FlowId, Invite, Invited, PeerId, RelayAddr, RelayFlow, VERSION};
 use tokio::sync::oneshot;
 
 use super::accept::Expected;
@@ -134,7 +134,8 @@ impl Inner {
             return Err(RendezvousError::Field("first packets"));
         }
         let opened = Door::open(&self.noise, &self.id, &from, &message.sealed)?;
-        Invite::check(secret, &opened.knock.invite, self.clock.unix_time().as_secs())?;
+        let now_unix_s = self.clock.unix_time().as_secs();
+        let invited = Invite::check(secret, &opened.knock.invite, now_unix_s)?;
         self.door.lock().note(opened.initiator, opened.knock.timestamp_ns)?;
         let (session, resume, initiator) =
             (opened.knock.session, opened.knock.resume, opened.initiator);
@@ -152,6 +153,7 @@ impl Inner {
                 peer.command(Command::Relayed(Box::new(path)));
             }
             None if !resume => {
+                let from = (from, invited);
                 let peer = self.expect_session(link, leg, flow, seal, from, session, initiator)?;
                 self.socket.take_first(&peer, &message.first);
             }
@@ -167,7 +169,7 @@ impl Inner {
         leg: &Arc<Leg>,
         flow: FlowId,
         seal: ProbeSeal,
-        peer_id: PeerId,
+        (peer_id, invited): (PeerId, Invited),
         session: u64,
         initiator: [u8; 32],
     ) -> Result<Arc<Peer>, RendezvousError> {
@@ -184,7 +186,7 @@ impl Inner {
             Route::Relay { leg: path.leg.clone(), flow: path.flow, counts: path.counts.clone() };
         self.socket.set_route(&peer, path.path, Some(route));
         let expected =
-            Expected { peer_id, peer: peer.clone(), inputs, path, epoch: Arc::default() };
+            Expected { peer_id, invited, peer: peer.clone(), inputs, path, epoch: Arc::default() };
         self.expected.lock().insert(index, expected);
         self.socket.release_held();
         let node = self.clone();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use quinn::VarInt;
 use sluice_path::{Kind, Reason};
 use sluice_proto::wire::session as wire_session;
-use sluice_proto::{PeerId, RelayAddr, RelayFlow};
+use sluice_proto::{Invited, PeerId, RelayAddr, RelayFlow};
 use tokio::sync::watch;
 
 use super::{RECEIVE_WINDOW, relayed_window};
@@ -52,6 +52,7 @@ pub struct PathBytes {
 pub struct Session {
     pub(super) connection: quinn::Connection,
     pub(super) peer_id: PeerId,
+    pub(super) invited: Option<Invited>,
     pub(super) peer: Arc<Peer>,
     pub(super) node: Arc<Inner>,
     pub(super) path: watch::Receiver<Option<PathInfo>>,
@@ -69,6 +70,12 @@ impl Session {
     #[must_use]
     pub const fn peer(&self) -> PeerId {
         self.peer_id
+    }
+
+    /// What the other end was invited by; `None`: this end opened it.
+    #[must_use]
+    pub const fn invited(&self) -> Option<Invited> {
+        self.invited
     }
 
     /// The path in use, now and later.
