@@ -24,10 +24,10 @@
 //!   [`LedgerError::Fenced`], and must not acknowledge them.
 //! - **It resumes with its server.** While that is away each write is told [`LedgerError::Server`], and
 //!   the next after its return succeeds. When the connection is lost in a COMMIT, the outcome is read
-//!   back before anybody is answered.
+//!   back before anybody is answered, or after 10 s they are told that it is away.
 //!
-//! The ledger reads no clock: whoever asks for what is not expired says what time it is. It must be
-//! used inside a tokio runtime.
+//! The ledger reads no clock but to give up a server that says nothing: whoever asks for what is not
+//! expired says what time it is. It must be used inside a tokio runtime.
 
 #![warn(clippy::arithmetic_side_effects, clippy::as_conversions, clippy::float_arithmetic)]
 

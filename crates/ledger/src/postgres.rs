@@ -1,6 +1,7 @@
 //! The store on a server that a fleet shares.
 
 mod mark;
+mod patience;
 mod schema;
 mod server;
 mod session;
@@ -22,6 +23,7 @@ pub use mark::ServerMark;
 pub use server::{HOLD_DEFAULT, Server, ServerError};
 pub(crate) use session::Session;
 
+use patience::Patience;
 use session::Reach;
 use writer::Writer;
 
@@ -41,6 +43,8 @@ pub(crate) struct Postgres {
     reader: Mutex<Option<Session>>,
     /// Absent when it was opened to be read alone.
     writer: Option<Mutex<Writer>>,
+    /// The writer's.
+    patience: Arc<Patience>,
     beats: Mutex<Option<Session>>,
     incarnation: i64,
 }
@@ -56,6 +60,7 @@ impl Postgres {
             place,
             reader: Mutex::default(),
             incarnation: writer.incarnation(),
+            patience: writer.patience(),
             writer: Some(Mutex::new(writer)),
             beats: Mutex::default(),
         })
@@ -73,6 +78,7 @@ impl Postgres {
             reader: Mutex::new(Some(session)),
             incarnation: 0,
             writer: None,
+            patience: Arc::default(),
             beats: Mutex::default(),
         })
     }
@@ -130,11 +136,18 @@ impl Postgres {
         is_renewed
     }
 
+    /// What is known of the server while a write waits for it: that it says nothing.
+    pub(crate) fn silence(&self) -> Option<Health> {
+        let silent_s = self.patience.silence()?.as_secs();
+        Some(self.away(format!("it has not answered for {silent_s} s")))
+    }
+
+    fn away(&self, detail: String) -> Health {
+        Health::Away { server: self.server.to_string(), detail }
+    }
+
     pub(crate) fn apply(&self, batch: &[Operation]) -> Result<Vec<Outcome>, Health> {
-        let away = |fault: Fault| Health::Away {
-            server: self.server.to_string(),
-            detail: fault.to_string(),
-        };
+        let away = |fault: Fault| self.away(fault.to_string());
         let Some(writer) = &self.writer else {
             let refused = LedgerError::ReadOnly { path: self.place.clone() };
             return Ok(vec![Err(refused); batch.len()]);

@@ -61,6 +61,14 @@ impl Store {
         }
     }
 
+    /// What is known of it while a write is not answered for long.
+    pub(crate) fn silence(&self) -> Option<Health> {
+        match self {
+            Self::Sqlite(_) => None,
+            Self::Postgres(store) => store.silence(),
+        }
+    }
+
     /// Renews what a member of a fleet has.
     pub(crate) fn renew(&self) -> bool {
         match self {

@@ -31,7 +31,8 @@ pub enum Health {
     /// A write failed in a way that leaves it unknown what is on the disk. Nothing is accepted until
     /// the ledger is opened anew.
     Broken(String),
-    /// The server did not take the last write. The next one that succeeds heals it.
+    /// The server did not take the last write, or has said nothing for seconds while one waits for it.
+    /// The next one that succeeds heals it.
     Away {
         /// Which server.
         server: String,
@@ -100,7 +101,11 @@ impl Shared {
     }
 
     pub(crate) fn health(&self) -> Health {
-        self.health.lock().clone()
+        let told = self.health.lock().clone();
+        match told {
+            Health::Good => self.store.silence().unwrap_or(told),
+            Health::Full(_) | Health::Broken(_) | Health::Away { .. } => told,
+        }
     }
 
     pub(crate) const fn is_shared(&self) -> bool {
@@ -190,8 +195,14 @@ struct Run {
 impl Run {
     fn until_idle(mut self) {
         while let Some(shared) = self.shared.clone() {
-            let (batch, answers) = take(&shared);
-            let outcomes = shared.commit(&batch);
+            let (batch, mut answers) = take(&shared, BATCH_MAX);
+            let mut outcomes = shared.commit(&batch);
+            if let away @ Health::Away { .. } = shared.health() {
+                // Who has waited for a server that is away need not wait for another attempt.
+                let (_, waited) = take(&shared, QUEUE_MAX);
+                outcomes.extend(vec![away.refusal(); waited.len()]);
+                answers.extend(waited);
+            }
             if idle(&shared) {
                 // Before the last answers, so that who drops the last handle afterwards finds the
                 // file closed and the lock released.
@@ -217,9 +228,9 @@ impl Drop for Run {
     }
 }
 
-fn take(shared: &Shared) -> (Vec<Operation>, Vec<oneshot::Sender<Outcome>>) {
+fn take(shared: &Shared, most: usize) -> (Vec<Operation>, Vec<oneshot::Sender<Outcome>>) {
     let mut queue = shared.queue.lock();
-    let size = queue.waiting.len().min(BATCH_MAX);
+    let size = queue.waiting.len().min(most);
     queue.waiting.drain(..size).map(|request| (request.operation, request.answer)).unzip()
 }
 

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::time::Duration;
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use tokio::runtime::{Builder, Runtime};
@@ -10,11 +10,10 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 use tokio_postgres::{Client, Config, NoTls, Row, Statement};
 
+use super::patience::Patience;
 use crate::db::Value;
 use crate::error::Fault;
 
-/// A statement that takes longer never ends: the server is stopped, or the way to it is cut.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// What every connection begins with: a transaction whose process was stopped in it is undone, and
 /// its rows set free, before others give up waiting for them.
 const SETTINGS: &str = "SET synchronous_commit = on;
@@ -30,25 +29,34 @@ pub(crate) struct Session {
     runtime: Option<Runtime>,
     client: Client,
     statements: RefCell<HashMap<&'static str, Statement>>,
+    patience: Arc<Patience>,
 }
 
 impl Session {
     /// Connects as a member, or as nobody to read. Never from an async thread.
     pub(crate) fn open(config: &Config, member: &str) -> Result<Self, Fault> {
+        Self::open_for(config, member, Arc::default())
+    }
+
+    /// The same for somebody who does not wait for ever.
+    pub(super) fn open_for(
+        config: &Config,
+        member: &str,
+        patience: Arc<Patience>,
+    ) -> Result<Self, Fault> {
         // One that cannot be made is out of memory or files, as a connection would be.
         let runtime =
             Builder::new_current_thread().enable_all().build().map_err(|_| Fault::Slow)?;
-        let client = runtime.block_on(async {
-            let connecting = tokio::time::timeout(ANSWER_MAX, config.connect(NoTls));
-            let (client, connection) = connecting.await.map_err(|_| Fault::Slow)??;
+        let connecting = async {
+            let (client, connection) = config.connect(NoTls).await?;
             // Its end is seen by the next statement.
             tokio::spawn(async move { drop(connection.await) });
-            Ok::<_, Fault>(client)
-        })?;
-        let session = Self { runtime: Some(runtime), client, statements: RefCell::default() };
-        session.batch(SETTINGS)?;
-        session.query("SELECT set_config('sluice.member', $1, false)", &[member.into()])?;
-        Ok(session)
+            client.batch_execute(SETTINGS).await?;
+            client.query("SELECT set_config('sluice.member', $1, false)", &[&member]).await?;
+            Ok(client)
+        };
+        let client = wait(&runtime, &patience, connecting)?;
+        Ok(Self { runtime: Some(runtime), client, statements: RefCell::default(), patience })
     }
 
     fn wait<T>(
@@ -56,9 +64,7 @@ impl Session {
         answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, Fault> {
         let runtime = self.runtime.as_ref().expect("it is not being dropped");
-        runtime.block_on(async {
-            Ok(tokio::time::timeout(ANSWER_MAX, answer).await.map_err(|_| Fault::Slow)??)
-        })
+        wait(runtime, &self.patience, answer)
     }
 
     /// Runs statements without parameters.
@@ -93,6 +99,20 @@ impl Drop for Session {
             runtime.shutdown_background();
         }
     }
+}
+
+fn wait<T>(
+    runtime: &Runtime,
+    patience: &Patience,
+    answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, Fault> {
+    let most = patience.left();
+    let answer = runtime.block_on(async { tokio::time::timeout(most, answer).await });
+    let answer = answer.map_err(|_| Fault::Slow)?;
+    if answer.as_ref().err().is_none_or(|error| error.code().is_some()) {
+        patience.heard();
+    }
+    Ok(answer?)
 }
 
 fn params(values: &[Value]) -> Vec<&(dyn ToSql + Sync)> {

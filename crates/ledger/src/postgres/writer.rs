@@ -1,8 +1,10 @@
 //! The connection that writes: transactions whose outcome is always known before it is told.
 
+use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::patience::{self, ANSWER_MAX, Patience};
 use super::schema;
 use super::server::Server;
 use super::session::{Reach, Session};
@@ -12,11 +14,13 @@ use crate::error::Fault;
 use crate::fence::Fences;
 use crate::writer::{Operation, Outcome};
 
-/// How often a transaction that lost against another is tried again.
+/// How often a transaction that lost against another is tried again ..
 const TRIES_MAX: u32 = 8;
-/// How often, and how long after, the outcome of a COMMIT whose connection was lost is asked for: 10 s
-/// in all.
-const ASK_MAX: u32 = 100;
+/// .. and for how long, COMMIT apart: the locks of another are waited for thrice, or a connection that
+/// was lost and the next one.
+const TRY_FOR: Duration = Duration::from_secs(20);
+/// For how long, and how long after, the outcome of a COMMIT whose connection was lost is asked for.
+const ASK_FOR: Duration = Duration::from_secs(10);
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// How often, and how long after, a name is tried that a process has which is just ending: 2 s in all.
 const NAME_TRIES: u32 = 40;
@@ -44,6 +48,7 @@ pub(super) struct Writer {
     batch: i64,
     /// Whether the session holds the member's lock.
     locked: bool,
+    patience: Arc<Patience>,
 }
 
 enum Tried {
@@ -59,12 +64,19 @@ impl Writer {
     /// Brings the tables up to date and takes the member's name.
     pub(super) fn join(server: &Server, member: &str) -> Result<Self, LedgerError> {
         let told = |fault| schema::told(server, fault);
-        let session = Session::open(server.config(), member).map_err(told)?;
+        let patience = Arc::<Patience>::default();
+        let opened = Session::open_for(server.config(), member, patience.clone());
+        let session = opened.map_err(told)?;
         schema::migrate(server, &session)?;
         session.execute(BACK, &[]).map_err(told)?;
         let incarnation = take_name(server, &session, member)?;
         let fences = Fences::new(member, incarnation, server.hold_ms());
-        Ok(Self { session: Some(session), fences, batch: 0, locked: true })
+        Ok(Self { session: Some(session), fences, batch: 0, locked: true, patience })
+    }
+
+    /// What it waits for.
+    pub(super) fn patience(&self) -> Arc<Patience> {
+        self.patience.clone()
     }
 
     pub(super) const fn incarnation(&self) -> i64 {
@@ -72,25 +84,29 @@ impl Writer {
     }
 
     /// Applies a batch in one transaction; fails only when it is known that none of it counts, or
-    /// when that cannot be found out.
+    /// when that cannot be found out. From a server that says nothing it is back after [`TRY_FOR`], an
+    /// answer's time and [`ASK_FOR`] at the most.
     pub(super) fn apply(
         &mut self,
         server: &Server,
         batch: &[Operation],
     ) -> Result<Vec<Outcome>, Fault> {
+        let until = patience::within(TRY_FOR);
         let mut tries: u32 = 0;
         loop {
             tries = tries.saturating_add(1);
             let was_open = self.session.is_some();
-            let undone = match self.attempt(server, batch) {
+            let undone = match self.attempt(server, batch, until) {
                 Tried::Done(outcomes) => {
                     self.fences.keep();
+                    self.patience.end();
                     return Ok(outcomes);
                 }
                 Tried::Undone(fault) => fault,
                 Tried::Unknown(outcomes, fault) => match self.outcome(server) {
                     Some(true) => {
                         self.fences.keep();
+                        self.patience.end();
                         return Ok(outcomes);
                     }
                     Some(false) => fault,
@@ -102,18 +118,22 @@ impl Writer {
             };
             self.fences.undo();
             let again = match undone.reach() {
-                Reach::Conflict => tries < TRIES_MAX,
+                Reach::Conflict => true,
                 // It may have been lost long ago: once more on a new one.
-                Reach::Connection => was_open && tries < TRIES_MAX,
-                Reach::Statement => false,
+                Reach::Connection => was_open,
+                Reach::Statement => {
+                    self.patience.end();
+                    false
+                }
             };
-            if !again {
+            if !again || tries >= TRIES_MAX || until <= patience::now() {
                 return Err(undone);
             }
         }
     }
 
-    fn attempt(&mut self, server: &Server, batch: &[Operation]) -> Tried {
+    fn attempt(&mut self, server: &Server, batch: &[Operation], until: Instant) -> Tried {
+        self.patience.begin(until);
         let session = match self.open(server) {
             Ok(session) => session,
             Err(fault) => return Tried::Undone(fault),
@@ -154,6 +174,8 @@ impl Writer {
                 Err(fault) => return Tried::Undone(fault),
             });
         }
+        // One that is cut short leaves more in doubt than it saves.
+        self.patience.begin(patience::within(ANSWER_MAX));
         match session.batch("COMMIT") {
             Ok(()) => Tried::Done(outcomes),
             Err(fault) if fault.reach() == Reach::Connection => Tried::Unknown(outcomes, fault),
@@ -172,7 +194,8 @@ impl Writer {
             Some(session) => session,
             None => {
                 self.locked = false;
-                let session = Session::open(server.config(), self.fences.member())?;
+                let (config, patience) = (server.config(), self.patience.clone());
+                let session = Session::open_for(config, self.fences.member(), patience)?;
                 session.execute(BACK, &[])?;
                 session
             }
@@ -187,7 +210,9 @@ impl Writer {
     /// Whether the newest transaction is durable; `None` when that cannot be found out.
     fn outcome(&mut self, server: &Server) -> Option<bool> {
         let member: Value = self.fences.member().into();
-        for _ in 0..ASK_MAX {
+        let until = patience::within(ASK_FOR);
+        self.patience.begin(until);
+        while patience::now() < until {
             if let Ok(session) = self.open(server) {
                 let db = Db::Postgres(&session, None);
                 let found = db.row(OUTCOME, std::slice::from_ref(&member), |row| {

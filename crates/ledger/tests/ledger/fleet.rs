@@ -14,6 +14,7 @@ use tokio_postgres::Client;
 
 use crate::common::{LEASE, channel, holds_what_schema_1_held, lease, peer, voucher, worth};
 use crate::server::PostgresServer;
+use crate::way::Way;
 
 /// The server of those tests that run at a time.
 static SERVER: Mutex<Weak<PostgresServer>> = Mutex::const_new(Weak::new());
@@ -248,6 +249,45 @@ async fn while_the_server_is_away_nothing_is_accepted_and_then_it_goes_on() {
     place.server.resume().await;
     let newest = ledger.newest_earned(LEASE).await.expect("reads");
     assert!(newest.is_some_and(|v| v.up >= 1), "what was accepted is there");
+    ledger.record_earned(voucher(LEASE, 2)).await.expect("goes on");
+    assert_eq!(ledger.health(), Health::Good);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_says_nothing_is_called_away_and_given_up() {
+    let Some(place) = Place::new().await else { return };
+    let way = Way::to(&place.server.url(&place.database)).await;
+    let server: Server = way.url(&place.database).parse().expect("a URL");
+    // Renewals would dial, too.
+    let server = server.with_hold(Duration::from_secs(3600));
+    let ledger = Ledger::connect(&server, "one").await.expect("joins");
+    ledger.put_lease(lease(LEASE, Role::Payee)).await.expect("puts");
+    way.cut_at_commit();
+    let write = |up| {
+        let ledger = ledger.clone();
+        tokio::spawn(async move { ledger.record_earned(voucher(LEASE, up)).await })
+    };
+    let first = write(1);
+    while ledger.health() == Health::Good {
+        assert!(!first.is_finished(), "it is given up before it is called away");
+        tokio::time::sleep(HOLD / 10).await;
+    }
+    assert!(matches!(ledger.health(), Health::Away { .. }));
+    let (first, second) = tokio::join!(first, write(2));
+    for outcome in [first, second] {
+        let away = outcome.expect("ends").expect_err("is away");
+        assert!(matches!(&away, LedgerError::Server { .. }), "{away}");
+    }
+    // Each waits for as long as an answer may take: the outcome is asked for once, and a second time if
+    // a moment is left.
+    let dialled = way.dialled_in_vain();
+    assert!((1..=2).contains(&dialled), "{dialled} connections");
+    let refused = Ledger::connect(&server, "two").await.expect_err("is away");
+    assert!(matches!(&refused, LedgerError::Server { .. }), "{refused}");
+    way.mend();
+    let newest = ledger.newest_earned(LEASE).await.expect("reads");
+    assert!(newest.is_some_and(|v| v.up == 1), "what was never answered is there");
+    ledger.record_earned(voucher(LEASE, 1)).await.expect("is the same");
     ledger.record_earned(voucher(LEASE, 2)).await.expect("goes on");
     assert_eq!(ledger.health(), Health::Good);
 }

@@ -10,6 +10,8 @@ mod fleet;
 mod recovery;
 #[cfg(unix)]
 mod server;
+#[cfg(unix)]
+mod way;
 
 /// What holds of both stores, in a file.
 #[path = "."]
