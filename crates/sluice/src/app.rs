@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::num::NonZeroU16;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -11,6 +12,7 @@ use sluice_chain::{
 };
 use sluice_ledger::{Ledger, Recovery};
 use sluice_mesh::{is_public_ip, mesh_addresses};
+use sluice_proto::market::{Lease, SignedLease};
 use sluice_proto::record::RelayEntry;
 use sluice_proto::{Amount, Price, RelayAddr, ServiceName, Ticket, WalletKey};
 use sluice_settlement::TopUpRule;
@@ -20,15 +22,16 @@ use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{
-    Cli, Command, ConfigCommand, ConnectArgs, DemoArgs, DoctorArgs, MeshArgs, ProvideArgs,
-    RelayArgs,
+    Cli, Command, ConfigCommand, ConnectArgs, DemoArgs, DoctorArgs, MeshArgs, OrderArgs,
+    ProvideArgs, RelayArgs,
 };
 use crate::config::{ChainChoice, Config, Expose, Finality, Map, parse_relay};
 use crate::demo::{self, DemoOptions};
 use crate::doctor::{self, DoctorOptions};
+use crate::right::Right;
 use crate::roles::{
     Connect, ConnectOptions, Identity, Leases, MeshOptions, Meshed, Money, Provide, ProvideOptions,
-    RelayOptions, Report, Reporter, start_relay, wait_for_stop,
+    RelayOptions, Report, Reporter, deposit_under, fits, start_relay, wait_for_stop,
 };
 use crate::settle::{self, Deposits, KeepOptions, Settler, keep};
 use crate::state::State;
@@ -59,6 +62,8 @@ pub fn run(cli: Cli) -> Result<()> {
         | Command::Connect(_)
         | Command::Doctor(_)
         | Command::Config(_) => config.node.threads,
+        // An order's stamp is work, and the mesh goes on beside it.
+        Command::Order(_) | Command::Award(_) => 2,
         Command::Redeem(_)
         | Command::Channel(_)
         | Command::Ledger(_)
@@ -74,6 +79,8 @@ pub fn run(cli: Cli) -> Result<()> {
             Command::Relay(_) => run_relay(&config, json).await,
             Command::Provide(_) => run_provide(&config, json).await,
             Command::Connect(_) => run_connect(&config, json).await,
+            Command::Order(args) => commands::order(&config, &args, json).await,
+            Command::Award(args) => commands::award(&config, &args, json).await,
             Command::Redeem(args) => commands::redeem(&config, &args, json).await,
             Command::Channel(command) => commands::channel(&config, &command, json).await,
             Command::Ledger(command) => commands::ledger(&config, &command, json).await,
@@ -130,6 +137,12 @@ fn merge(config: &mut Config, command: &Command) -> Result<()> {
         Command::Relay(args) => merge_relay(config, args),
         Command::Provide(args) => return merge_provide(config, args),
         Command::Connect(args) => return merge_connect(config, args),
+        Command::Order(args) => merge_order(config, args),
+        Command::Award(args) => {
+            merge_mesh(config, &args.mesh);
+            set(&mut config.node.bind, &args.bind);
+            config.node.state_dir = args.state_dir.clone().or(config.node.state_dir.take());
+        }
         Command::Demo(_)
         | Command::Doctor(_)
         | Command::Config(_)
@@ -200,6 +213,25 @@ fn merge_connect(config: &mut Config, args: &ConnectArgs) -> Result<()> {
     Ok(())
 }
 
+fn merge_order(config: &mut Config, args: &OrderArgs) {
+    let order = &mut config.order;
+    if !args.service.is_empty() {
+        order.services.clone_from(&args.service);
+    }
+    set(&mut order.region, &args.region);
+    set(&mut order.volume_down, &args.volume_down);
+    set(&mut order.volume_up, &args.volume_up);
+    set(&mut order.max_price_down, &args.max_price_down);
+    set(&mut order.max_price_up, &args.max_price_up);
+    set(&mut order.budget, &args.budget);
+    set(&mut order.duration, &args.duration);
+    set(&mut order.score, &args.score);
+    order.latency_max = args.latency_max.or(order.latency_max);
+    merge_mesh(config, &args.mesh);
+    set(&mut config.node.bind, &args.bind);
+    config.node.state_dir = args.state_dir.clone().or(config.node.state_dir.take());
+}
+
 async fn run_demo(args: DemoArgs, json: bool) -> Result<()> {
     let options = DemoOptions {
         bytes: args.megabytes.saturating_mul(1_000_000),
@@ -255,15 +287,15 @@ async fn run_doctor(config: &Config, args: DoctorArgs, json: bool) -> Result<()>
 }
 
 /// Keys, ledger and money of a role.
-struct Desk {
-    identity: Identity,
-    ledger: Ledger,
-    money: Option<Money>,
+pub(crate) struct Desk {
+    pub(crate) identity: Identity,
+    pub(crate) ledger: Ledger,
+    pub(crate) money: Option<Money>,
     /// Keeps the directory locked.
-    state: State,
+    pub(crate) state: State,
 }
 
-async fn open_desk(config: &Config, role: &str) -> Result<Desk> {
+pub(crate) async fn open_desk(config: &Config, role: &str) -> Result<Desk> {
     let dir = match &config.node.state_dir {
         Some(dir) => dir.clone(),
         None => State::default_dir(role)?,
@@ -469,7 +501,11 @@ async fn start_relay_mesh(
 }
 
 /// The mesh of a role that need not be reached from everywhere; `None` if nothing asks for one.
-async fn start_mesh(config: &Config, identity: &Identity, dir: &Path) -> Result<Option<Meshed>> {
+pub(crate) async fn start_mesh(
+    config: &Config,
+    identity: &Identity,
+    dir: &Path,
+) -> Result<Option<Meshed>> {
     if !config.mesh.is_on() {
         return Ok(None);
     }
@@ -594,26 +630,41 @@ async fn run_connect(config: &Config, json: bool) -> Result<()> {
     let text = connect
         .ticket
         .as_deref()
-        .context("no ticket: paste the one that `sluice provide` printed")?;
-    let ticket = Ticket::decode(text, Clock::default().unix_time().as_secs())?;
+        .context("no ticket and no lease: paste what `sluice provide` or `sluice order` printed")?;
+    let now = Clock::default().unix_time().as_secs();
+    // Before anything is made: it may be nonsense.
+    let right = match &config.node.state_dir {
+        Some(dir) => Right::find(text, dir, now)?,
+        None => Right::find(text, &State::default_dir("connect")?, now)?,
+    };
     let map: Vec<(std::net::SocketAddr, ServiceName)> =
         connect.map.iter().map(|m| (m.local, m.service.clone())).collect();
-    let desk = open_desk(config, "connect").await?;
+    let mut desk = open_desk(config, "connect").await?;
     let report = Reporter::print(json);
+    let (ticket, lease) = match right {
+        Right::Ticket(ticket) => (ticket, None),
+        Right::Lease(lease) => {
+            (lease.lease().ticket(), Some(enter_lease(&mut desk, &lease).await?))
+        }
+    };
+    let (direct, wanted) = (connect.direct.unwrap_or(config.node.direct), Amount(connect.deposit));
+    let terms = lease.as_deref();
     let kept = keep_channels(config, &desk, &report);
     let running = Connect::start(ConnectOptions {
         identity: desk.identity,
         bind: config.node.bind,
         ticket,
-        lease: None,
         map,
-        direct: connect.direct.unwrap_or(config.node.direct),
+        direct: terms.map_or(direct, |lease| direct.max(lease.direct.into())),
         nat: nat_options(config),
         hold_relayed: false,
         money: desk.money,
-        deposit: Amount(connect.deposit),
+        deposit: terms.map_or(wanted, |lease| deposit_under(lease, wanted)),
         price_max: Price { up: connect.max_price_up, down: connect.max_price_down },
-        idle_timeout: config.provide.idle_timeout,
+        idle_timeout: terms.map_or(config.provide.idle_timeout, |lease| {
+            Duration::from_secs(lease.idle_timeout_s.into())
+        }),
+        lease,
         ledger: desk.ledger,
         report: report.clone(),
     });
@@ -629,4 +680,21 @@ async fn run_connect(config: &Config, json: bool) -> Result<()> {
     }
     drop((kept, desk.state));
     Ok(())
+}
+
+/// Keeps the lease that a tenant comes with, and its channels within the budget.
+async fn enter_lease(desk: &mut Desk, signed: &Arc<SignedLease>) -> Result<Arc<Lease>> {
+    let lease = signed.lease();
+    let now = Clock::default().unix_time().as_secs();
+    let wallet = desk.money.as_ref().map(|money| money.wallet.address());
+    fits(lease, desk.identity.peer(), wallet, now)?;
+    if let Some(rule) = desk.money.as_mut().and_then(|money| money.top_up.as_mut()) {
+        rule.deposit_max = rule.deposit_max.min(lease.budget);
+    }
+    let leases = Leases::open(desk.state.dir())?;
+    if leases.get(lease.lease).is_none() {
+        let signed = signed.clone();
+        tokio::task::spawn_blocking(move || leases.put(&signed)).await??;
+    }
+    Ok(Arc::new(lease.clone()))
 }

@@ -2,14 +2,18 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use sluice_mesh::Multiaddr;
+use sluice_proto::market::{Region, ServiceOffer};
 use sluice_proto::{ChannelId, PeerId};
 
-use sluice_mesh::Multiaddr;
-
-use crate::config::{DirectPolicy, parse_bootstrap, parse_peer};
+use crate::config::{
+    ByteSize, DirectPolicy, Score, parse_bootstrap, parse_latency, parse_lease_duration,
+    parse_peer, parse_service, parse_volume,
+};
 
 /// Makes a home's workload reachable through relays, counts every byte that both sides agree was
 /// delivered, and gets everyone paid.
@@ -49,8 +53,15 @@ pub enum Command {
     Relay(RelayArgs),
     /// Make services of this machine reachable from behind NAT. Prints a ticket for tenants.
     Provide(ProvideArgs),
-    /// Open a provider's services on local ports.
+    /// Open a provider's services on local ports: by a ticket, or under a lease.
     Connect(ConnectArgs),
+    /// Ask the market: providers bid, the best is taken, and the lease is proven to work.
+    ///
+    /// Says which bids came and why the others were not taken, and prints the lease's id for `sluice
+    /// connect`. What is wanted stands in [order] or is said here. Opens the lease's payment channel.
+    Order(OrderArgs),
+    /// Take one of the bids that `sluice order --bids-only` kept; without one, show them.
+    Award(AwardArgs),
     /// Find out what this network allows: NAT, UDP, relays, port mapping; and what to do about it.
     ///
     /// Asks the relays that are named here, in [provide] relays, or in the ticket in [connect]. Takes up
@@ -175,7 +186,8 @@ pub struct ProvideArgs {
 /// `sluice connect`.
 #[derive(Debug, Args)]
 pub struct ConnectArgs {
-    /// The ticket that `sluice provide` printed.
+    /// The ticket that `sluice provide` printed, or a lease: the id that `sluice order` printed, of
+    /// which the beginning is enough, or its file.
     pub ticket: Option<String>,
     /// `local=service`, such as `127.0.0.1:9000=web`. May be repeated.
     #[arg(long, value_name = "LOCAL=NAME")]
@@ -199,6 +211,69 @@ pub struct ConnectArgs {
     #[arg(long, value_name = "IP:PORT")]
     pub bind: Option<SocketAddr>,
     /// State directory: keys and ledger.
+    #[arg(long, alias = "state", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+/// `sluice order`. What is not said here is as in [order].
+#[derive(Debug, Args)]
+pub struct OrderArgs {
+    /// A service that is to be reached, such as `web`. May be repeated.
+    #[arg(long, value_name = "NAME", value_parser = parse_service)]
+    pub service: Vec<ServiceOffer>,
+    /// Where [default: world].
+    #[arg(long, value_name = "REGION", value_parser = Region::parse)]
+    pub region: Option<Region>,
+    /// What is expected to come from the provider, such as `10GiB` [default: 1 GiB].
+    #[arg(long, value_name = "SIZE", value_parser = parse_volume)]
+    pub volume_down: Option<ByteSize>,
+    /// What is expected to go to it [default: 0].
+    #[arg(long, value_name = "SIZE", value_parser = parse_volume)]
+    pub volume_up: Option<ByteSize>,
+    /// The most to pay per GiB down, in token base units [default: 0, only free services].
+    #[arg(long, value_name = "N")]
+    pub max_price_down: Option<u128>,
+    /// The most to pay per GiB up.
+    #[arg(long, value_name = "N")]
+    pub max_price_up: Option<u128>,
+    /// The most to pay in all [default: what the volume costs at the highest price].
+    #[arg(long, value_name = "N")]
+    pub budget: Option<u128>,
+    /// How long the lease is to last, such as `30d` [default: 24h].
+    #[arg(long, value_name = "TIME", value_parser = parse_lease_duration)]
+    pub duration: Option<Duration>,
+    /// Whoever is farther, as measured, is not taken, such as `80ms`.
+    #[arg(long, value_name = "TIME", value_parser = parse_latency)]
+    pub latency_max: Option<Duration>,
+    /// Who is taken: `cheapest`, or weights such as `price=3,latency=1,success=1` [default: cheapest].
+    #[arg(long, value_name = "SCORE")]
+    pub score: Option<Score>,
+    /// Take no bid: keep them for `sluice award` while they hold.
+    #[arg(long)]
+    pub bids_only: bool,
+    /// The mesh.
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    /// Local address of the UDP socket [default: 0.0.0.0:0].
+    #[arg(long, value_name = "IP:PORT")]
+    pub bind: Option<SocketAddr>,
+    /// State directory: keys, ledger and leases; that of `sluice connect`.
+    #[arg(long, alias = "state", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+/// `sluice award`.
+#[derive(Debug, Args)]
+pub struct AwardArgs {
+    /// The bid: its number in the list, or its bidder's id.
+    pub bid: Option<String>,
+    /// The mesh.
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    /// Local address of the UDP socket [default: 0.0.0.0:0].
+    #[arg(long, value_name = "IP:PORT")]
+    pub bind: Option<SocketAddr>,
+    /// State directory: keys, ledger and leases; that of `sluice connect`.
     #[arg(long, alias = "state", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 }

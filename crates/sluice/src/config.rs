@@ -6,12 +6,16 @@
 //! instead. Flags override fields after the file was read; [`Config::check`] then looks at what only
 //! several fields together can tell.
 
+mod order;
 mod read;
 mod sections;
 mod values;
 
 use std::path::{Path, PathBuf};
 
+pub use order::{
+    OrderSection, REGION, Score, parse_latency, parse_lease_duration, parse_service, parse_volume,
+};
 pub use read::{ConfigError, Problem};
 pub use sections::{
     ChainChoice, ChainKind, ChainSection, ConnectSection, MeshSection, NodeSection, ProvideSection,
@@ -42,6 +46,8 @@ pub struct Config {
     pub connect: ConnectSection,
     /// How nodes find one another.
     pub mesh: MeshSection,
+    /// `sluice order`.
+    pub order: OrderSection,
     /// Where money lives.
     pub chain: ChainSection,
     /// Whose keys.
@@ -77,6 +83,7 @@ impl Config {
             relay: RelaySection::read(&mut document.section("relay")),
             connect: ConnectSection::read(&mut document.section("connect")),
             mesh: MeshSection::read(&mut document.section("mesh")),
+            order: OrderSection::read(&mut document.section("order")),
             chain: ChainSection::read(&mut document.section("chain")),
             wallet: WalletSection::read(&mut document.section("wallet")),
         };
@@ -94,6 +101,8 @@ impl Config {
             ("provide.price_up", self.provide.price_up),
             ("provide.price_down", self.provide.price_down),
             ("relay.price", self.relay.price),
+            ("order.max_price_up", self.order.max_price_up),
+            ("order.max_price_down", self.order.max_price_down),
         ];
         for (key, _) in priced.iter().filter(|(_, price)| *price > 0) {
             if self.chain.kind == ChainKind::None {

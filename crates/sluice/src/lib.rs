@@ -18,6 +18,7 @@ pub mod config;
 pub mod demo;
 pub mod doctor;
 mod ledgers;
+mod right;
 pub mod roles;
 pub mod settle;
 pub mod state;

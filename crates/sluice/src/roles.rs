@@ -23,12 +23,15 @@ mod stop;
 mod vouchers;
 mod warm;
 
-pub use channel::Money;
+pub use channel::{CannotPay, Money};
 pub(crate) use choose::{facts as relay_facts, policy as relay_policy, ranked};
 pub use connect::{Connect, ConnectOptions};
 pub use identity::Identity;
 pub use lease::{LeaseUnfit, deposit_under, fits};
-pub use market::{Damaged, Ended, LEASES_MAX, LeaseError, LeaseState, Leases};
+pub use market::{
+    Bought, BuyOptions, Buyer, Damaged, Ended, LEASES_MAX, LeaseError, LeaseState, Leases,
+    Progress, Teller, Times,
+};
 pub use mesh::{AskFailed, Asked, KnownRelay, MeshOptions, Meshed};
 pub(crate) use mesh::{Known, NodeLine, Ranked, RelayLine};
 pub(crate) use probe::Probing;

@@ -147,6 +147,14 @@ impl State {
         files::write_new(path, bytes)
     }
 
+    /// Reads a text of at most 8 MiB that the node keeps; `None` if there is none.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(crate) fn read_text(path: &Path) -> Result<Option<String>, StateError> {
+        mesh::read(path)
+    }
+
     /// Writes a file of mode 0600 in a directory that only its user can change, made at need: whole or
     /// not at all, and synced. One that is there is replaced. The caller holds the state's lock.
     pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), StateError> {

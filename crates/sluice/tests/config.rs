@@ -53,13 +53,13 @@ fn the_examples_own_examples_are_valid() {
         }
         tried += 1;
     }
-    assert_eq!(tried, 27);
+    assert_eq!(tried, 32);
 }
 
 #[test]
 fn the_example_has_every_key() {
     let sections = Config::example().split("\n[").skip(1).collect::<Vec<_>>();
-    assert_eq!(sections.len(), 7);
+    assert_eq!(sections.len(), 8);
     for section in sections {
         let (name, body) = section.split_once(']').expect("a head");
         let said = complaint(&format!("[{name}]\nqqqqqqqqqqqqqqqq = 1"));

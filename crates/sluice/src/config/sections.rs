@@ -534,7 +534,7 @@ fn ticket(text: &str) -> Result<String, String> {
     Ticket::decode(text, 0).map(|_| text.trim().to_owned()).map_err(|e| e.to_string())
 }
 
-fn within(min: Duration, max: Duration) -> impl Fn(&str) -> Result<Duration, String> {
+pub(super) fn within(min: Duration, max: Duration) -> impl Fn(&str) -> Result<Duration, String> {
     move |text| {
         let duration = parse_duration(text).map_err(|e| e.to_string())?;
         if (min..=max).contains(&duration) {

@@ -17,7 +17,7 @@ use sluice_transport::NatOptions;
 #[error("{0}")]
 pub struct ValueError(String);
 
-fn wrong<T>(what: impl Into<String>) -> Result<T, ValueError> {
+pub(super) fn wrong<T>(what: impl Into<String>) -> Result<T, ValueError> {
     Err(ValueError(what.into()))
 }
 

@@ -20,6 +20,11 @@ const LOOKS: u32 = 10;
 /// .. and the wait between them.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
+/// This side cannot pay: that is not the other's fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("this side cannot pay")]
+pub struct CannotPay;
+
 /// What a role pays with, or is paid to.
 #[derive(Debug, Clone)]
 pub struct Money {

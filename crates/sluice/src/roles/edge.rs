@@ -30,7 +30,7 @@ use sluice_proto::{
 };
 use sluice_transport::Session;
 
-use super::channel::{Money, bind};
+use super::channel::{CannotPay, Money, bind};
 use super::control::Control;
 use super::lease::{LeaseUnfit, check_terms};
 use super::market::{Ended, LeaseState, Leases};
@@ -682,7 +682,8 @@ impl Guest {
                 found.inspect_err(|_| self.anew.store(true, Relaxed))?
             }
         };
-        let (mut purse, key, gas) = money.purse(&self.ledger, terms, known, self.deposit).await?;
+        let purse = money.purse(&self.ledger, terms, known, self.deposit).await;
+        let (mut purse, key, gas) = purse.context(CannotPay)?;
         if let Some(lease) = &self.lease {
             // One that was left by an earlier start may hold more.
             purse.channel.deposit = purse.channel.deposit.min(lease.budget);

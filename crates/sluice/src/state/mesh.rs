@@ -75,7 +75,7 @@ impl State {
     }
 }
 
-fn read(path: &Path) -> Result<Option<String>, StateError> {
+pub(super) fn read(path: &Path) -> Result<Option<String>, StateError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
