@@ -33,7 +33,7 @@ use crate::roles::{
 };
 use crate::settle::Deposits;
 use crate::state::State;
-use settle::Settled;
+use settle::{Parties, Settled};
 use workload::{Content, Downloaded, Hold};
 
 /// What the tenant pays per GiB to the provider, and the provider to the relay, in millionths of a
@@ -101,9 +101,16 @@ pub async fn run(options: DemoOptions) -> Result<Bill> {
     let connect = cast.start_tenant(provide.ticket()).await?;
     let local = connect.local().first().context("no local port")?.0;
     say.line(&format!("Tenant      http://{local}/file leads there now\n"));
-    let fetched = fetch(&connect, &provide, &relay, local, (total, &hold), &say).await?;
+    let relays = vec![relay];
+    let fetched = fetch(&connect, &provide, &relays, local, (total, &hold), &say).await?;
     ensure!(fetched.file_bytes == total, "{} of {total} bytes came", fetched.file_bytes);
-    let settled = settle::settle(&cast, connect, provide, relay).await?;
+    let parties = Parties {
+        chain: &cast.chain,
+        tenant: &cast.tenant,
+        provider: &cast.provider,
+        relays: vec![&cast.relay],
+    };
+    let settled = settle::settle(&parties, connect, provide, relays).await?;
     tasks.shutdown().await;
     Ok(make_bill(&chain, &fetched, &settled, expected))
 }
@@ -335,7 +342,7 @@ struct Change {
 async fn fetch(
     connect: &Connect,
     provide: &Provide,
-    relay: &Relay,
+    relays: &[Relay],
     local: SocketAddr,
     (total, hold): (u64, &Hold),
     say: &Narrator,
@@ -343,7 +350,7 @@ async fn fetch(
     let bar = say.bar(total);
     let seen = Arc::new(AtomicU64::new(0));
     let clock = Clock::default();
-    let start = Change { bytes: 0, at: clock.now(), forwarded: relay.stats().forwarded() };
+    let start = Change { bytes: 0, at: clock.now(), forwarded: forwarded(relays) };
     let mut download = std::pin::pin!(workload::download(local, seen.clone()));
     let mut changed: Option<Change> = None;
     let mut half: Option<Change> = None;
@@ -357,7 +364,7 @@ async fn fetch(
         show(&bar, connect, provide, bytes);
         if half.is_none() && bytes >= total / 2 {
             connect.allow_direct(true);
-            let forwarded = relay.stats().forwarded();
+            let forwarded = forwarded(relays);
             half = Some(Change { bytes, at: clock.now(), forwarded });
         }
         if let (Some(half), None) = (half, changed) {
@@ -365,16 +372,15 @@ async fn fetch(
                 // What was on its way when the sides switched arrives first.
                 clock.sleep(IN_FLIGHT).await;
                 let bytes = seen.load(Relaxed);
-                changed =
-                    Some(Change { bytes, at: clock.now(), forwarded: relay.stats().forwarded() });
+                let forwarded = forwarded(relays);
+                changed = Some(Change { bytes, at: clock.now(), forwarded });
                 hold.release();
             } else if clock.now() - half.at > DIRECT_WITHIN {
                 bail!("no direct path was found on this machine");
             }
         }
     };
-    let end =
-        Change { bytes: seen.load(Relaxed), at: clock.now(), forwarded: relay.stats().forwarded() };
+    let end = Change { bytes: seen.load(Relaxed), at: clock.now(), forwarded: forwarded(relays) };
     show(&bar, connect, provide, total);
     bar.finish();
     say.line("");
@@ -385,6 +391,10 @@ async fn fetch(
     let paths = vec![part(PathKind::Relayed, start, half), part(PathKind::Direct, change, end)];
     let Downloaded { file_bytes, sha256 } = downloaded;
     Ok(Fetched { bytes: end.bytes, file_bytes, sha256, paths })
+}
+
+fn forwarded(relays: &[Relay]) -> u64 {
+    relays.iter().map(|relay| relay.stats().forwarded()).sum()
 }
 
 /// The relay must have carried the first part, and less than 1 % of the second.

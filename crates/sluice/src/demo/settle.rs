@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use sluice_chain::{ChannelEvent, TxReceipt};
-use sluice_ledger::{Ledger, Role, StoredVoucher};
+use sluice_chain::{Chain, ChannelEvent, TxReceipt};
+use sluice_ledger::{Role, StoredVoucher};
 use sluice_proto::{Amount, ChannelId, Voucher, WalletSignature};
 use sluice_relay::Relay;
+use tokio::task::JoinSet;
 
-use super::{Cast, DEPOSIT, Player};
+use super::{DEPOSIT, Player};
 use crate::bill::Gas;
 use crate::roles::{Connect, Provide};
 
@@ -29,12 +30,21 @@ pub(super) struct Settled {
     pub(super) gas: Gas,
 }
 
-/// Settles both edges off-chain, stops everything, then closes both channels on-chain.
+/// Who has an account with whom.
+pub(super) struct Parties<'p> {
+    pub(super) chain: &'p Chain,
+    pub(super) tenant: &'p Player,
+    pub(super) provider: &'p Player,
+    /// Those that may have carried the session.
+    pub(super) relays: Vec<&'p Player>,
+}
+
+/// Settles both edges off-chain, stops everything, then closes their channels on-chain.
 pub(super) async fn settle(
-    cast: &Cast,
+    parties: &Parties<'_>,
     connect: Connect,
     provide: Provide,
-    relay: Relay,
+    relays: Vec<Relay>,
 ) -> Result<Settled> {
     let window = connect.window().context("the session is gone")?;
     let open_gas = connect.open_gas().unwrap_or_default() + provide.relay_gas();
@@ -46,22 +56,36 @@ pub(super) async fn settle(
     let vouchers = theirs.vouchers;
     connect.stop().await;
     // The relay claims what is left while it drains, and the provider answers.
-    relay.drain(DRAIN).await;
+    let mut draining: JoinSet<()> =
+        relays.into_iter().map(|relay| async move { relay.drain(DRAIN).await }).collect();
+    while let Some(drained) = draining.join_next().await {
+        drained?;
+    }
     provide.stop().await;
 
-    let tenant = edge(&cast.provider, &cast.tenant.ledger).await?;
-    let held = edge(&cast.relay, &cast.provider.ledger).await?;
-    let paid = close(cast, &cast.provider, &tenant).await?;
-    let paid_relay = close(cast, &cast.relay, &held).await?;
-    let refunded = cast.chain.token_balance(cast.tenant.money.wallet.address()).await?;
+    let Parties { chain, tenant: payer, provider, .. } = parties;
+    let tenant = edge(provider, payer).await?.context("nothing was earned of the tenant")?;
+    let paid = close(chain, provider, &tenant).await?;
+    let (mut relay_gas, mut relay_earned, mut locked) = (0, Amount(0), 0);
+    for relay in &parties.relays {
+        let Some(held) = edge(relay, provider).await? else {
+            locked += deposit_between(relay, provider).await?;
+            continue;
+        };
+        let receipt = close(chain, relay, &held).await?;
+        relay_gas += receipt.gas;
+        relay_earned = Amount(relay_earned.0 + receipt.paid().0);
+    }
+    ensure!(relay_earned.0 > 0, "no relay was paid");
+    let refunded = chain.token_balance(payer.money.wallet.address()).await?;
     let earned = paid.paid();
     ensure!(
         earned.0 + refunded.0 == DEPOSIT && paid.refunded() == refunded,
         "of a deposit of {DEPOSIT} {earned} was paid and {refunded} refunded"
     );
-    let provider_has = cast.chain.token_balance(cast.provider.money.wallet.address()).await?;
+    let provider_has = chain.token_balance(provider.money.wallet.address()).await?;
     ensure!(
-        provider_has.0 == DEPOSIT + earned.0 - paid_relay.paid().0,
+        provider_has.0 + locked == DEPOSIT + earned.0 - relay_earned.0,
         "the provider has {provider_has} after it earned {earned}"
     );
     Ok(Settled {
@@ -72,9 +96,9 @@ pub(super) async fn settle(
         window,
         tenant_paid: tenant.signed.amount,
         provider_earned: earned,
-        relay_earned: paid_relay.paid(),
+        relay_earned,
         tenant_refunded: refunded,
-        gas: Gas { open: open_gas, redeem: 0, close: paid.gas + paid_relay.gas },
+        gas: Gas { open: open_gas, redeem: 0, close: paid.gas + relay_gas },
     })
 }
 
@@ -85,25 +109,33 @@ struct EdgeEnd {
     signed: StoredVoucher,
 }
 
-async fn edge(payee: &Player, payer: &Ledger) -> Result<EdgeEnd> {
-    let leases = payee.ledger.leases().await?;
-    let lease = leases
-        .into_iter()
-        .find(|l| l.role == Role::Payee && l.channel.is_some())
-        .context("no lease was recorded")?;
-    let earned = payee.ledger.newest_earned(lease.id).await?.context("no voucher was earned")?;
-    let signed = payer.newest_signed(lease.id).await?.context("no voucher was signed")?;
+/// `None` if nothing was earned.
+async fn edge(payee: &Player, payer: &Player) -> Result<Option<EdgeEnd>> {
+    let (leases, from) = (payee.ledger.leases().await?, payer.identity.peer());
+    let lease =
+        leases.into_iter().find(|l| l.role == Role::Payee && l.peer == from && l.channel.is_some());
+    let Some(lease) = lease else { return Ok(None) };
+    let Some(earned) = payee.ledger.newest_earned(lease.id).await? else { return Ok(None) };
+    let signed = payer.ledger.newest_signed(lease.id).await?.context("no voucher was signed")?;
     ensure!(
         earned.amount == signed.amount,
         "{} was earned, but {} signed",
         earned.amount,
         signed.amount
     );
-    Ok(EdgeEnd { channel: lease.channel.context("no channel")?, earned, signed })
+    Ok(Some(EdgeEnd { channel: lease.channel.context("no channel")?, earned, signed }))
+}
+
+/// What lies in channels between these two that nothing was paid from.
+async fn deposit_between(payee: &Player, payer: &Player) -> Result<u128> {
+    let channels = payer.ledger.channels().await?;
+    let theirs =
+        channels.iter().filter(|c| c.role == Role::Payer && c.peer == payee.identity.peer());
+    Ok(theirs.map(|channel| channel.deposit.0).sum())
 }
 
 /// The payee closes: the contract pays it and refunds the rest.
-async fn close(cast: &Cast, payee: &Player, edge: &EdgeEnd) -> Result<TxReceipt> {
+async fn close(chain: &Chain, payee: &Player, edge: &EdgeEnd) -> Result<TxReceipt> {
     let row = payee.ledger.channel(edge.channel).await?.context("the channel is not recorded")?;
     let newest = &edge.earned.voucher;
     let voucher = Voucher {
@@ -113,8 +145,7 @@ async fn close(cast: &Cast, payee: &Player, edge: &EdgeEnd) -> Result<TxReceipt>
     };
     let signature = WalletSignature::parse(&newest.signature)?;
     let wallet = &payee.money.wallet;
-    let receipt = cast
-        .chain
+    let receipt = chain
         .close_by_payee(wallet, &row.key, Some((voucher, signature)), wallet)
         .await
         .context("failed to close a channel")?;
