@@ -33,6 +33,8 @@ const TICK: Duration = Duration::from_millis(250);
 const PEERS_LOW: usize = 6;
 /// It explores so often at most.
 const EXPLORE_EACH: Duration = Duration::from_secs(30);
+/// Whoever has just met a node of the DHT, and knows few, asks it for others after this.
+const EXPLORE_SOON: Duration = Duration::from_millis(500);
 /// A record that nobody took is published again after this.
 const PUBLISH_AGAIN: Duration = Duration::from_secs(3);
 /// A peer is shut out for this long.
@@ -133,6 +135,8 @@ pub(crate) struct Task {
     publish_at: Option<Instant>,
     explore_at: Instant,
     finds: HashMap<QueryId, dht::Find>,
+    /// Those that are to be looked for again, and when.
+    waiting_finds: Vec<(Instant, dht::Find)>,
     publishing: HashMap<QueryId, Option<oneshot::Sender<Result<Published, PublishError>>>>,
     requests: HashMap<OutboundRequestId, oneshot::Sender<Result<Bytes, RequestError>>>,
     strikes: HashMap<PeerId, u32>,
@@ -170,6 +174,7 @@ impl Task {
             publish_at: None,
             explore_at: now,
             finds: HashMap::new(),
+            waiting_finds: Vec::new(),
             publishing: HashMap::new(),
             requests: HashMap::new(),
             strikes: HashMap::new(),
@@ -244,6 +249,7 @@ impl Task {
 
     fn handle_tick(&mut self, now: Instant) {
         self.finish_finds(now);
+        self.find_again(now);
         self.look_for_peers(now);
         self.keep_reservations(now);
         self.publish_anew(now);

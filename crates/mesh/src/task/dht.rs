@@ -26,6 +26,11 @@ const FINDS_MAX: usize = 256;
 const ANSWERS: usize = 3;
 /// After the first valid one, others are waited for this long.
 const GRACE: Duration = Duration::from_millis(500);
+/// A record that nobody gave is looked for again: whoever holds it was busy, or another has it by now.
+/// So many times ..
+const ATTEMPTS: u32 = 3;
+/// .. after this.
+const FIND_AGAIN: Duration = Duration::from_millis(500);
 /// A peer that passed on so many records that are none is shut out.
 const STRIKES_MAX: u32 = 8;
 /// Most peers whose strikes are counted.
@@ -37,6 +42,7 @@ pub(super) struct Find {
     peer: PeerId,
     done: oneshot::Sender<Result<SignedRecord, FindError>>,
     answers: usize,
+    attempts: u32,
     /// The newest valid one, for which there was no room.
     unheld: Option<SignedRecord>,
     /// When the first valid one came, and some time.
@@ -161,12 +167,27 @@ impl Task {
         peer: PeerId,
         done: oneshot::Sender<Result<SignedRecord, FindError>>,
     ) {
-        if self.finds.len() >= FINDS_MAX {
+        if self.finds.len() + self.waiting_finds.len() >= FINDS_MAX {
             return drop(done.send(Err(FindError::Busy)));
         }
         let key = RecordKey::from(record_key(&peer));
         let query = self.swarm.behaviour_mut().kad.get_record(key);
-        self.finds.insert(query, Find { peer, done, answers: 0, unheld: None, enough_at: None });
+        let (answers, attempts) = (0, 1);
+        self.finds
+            .insert(query, Find { peer, done, answers, attempts, unheld: None, enough_at: None });
+    }
+
+    /// Looks again for what was not found and is due.
+    pub(super) fn find_again(&mut self, now: Instant) {
+        let due: Vec<_> = self.waiting_finds.extract_if(.., |(at, _)| *at <= now).collect();
+        for (_, find) in due {
+            if find.done.is_closed() {
+                continue;
+            }
+            let key = RecordKey::from(record_key(&find.peer));
+            let query = self.swarm.behaviour_mut().kad.get_record(key);
+            self.finds.insert(query, Find { attempts: find.attempts + 1, ..find });
+        }
     }
 
     /// Ends those that have waited long enough after their first answer, and those whose caller went.
@@ -188,7 +209,12 @@ impl Task {
         if let Some(mut query) = kad.query_mut(&query) {
             query.finish();
         }
-        let found = kad.store_mut().0.get(&find.peer, unix_ms()).cloned().or(find.unheld);
+        let held = kad.store_mut().0.get(&find.peer, unix_ms()).cloned();
+        if held.is_none() && find.unheld.is_none() && find.attempts < ATTEMPTS {
+            let at = Instant::now() + FIND_AGAIN * find.attempts;
+            return self.waiting_finds.push((at, find));
+        }
+        let found = held.or(find.unheld);
         // Whoever asked and went away wants no answer.
         let _ = find.done.send(found.ok_or(FindError::NotFound(find.peer)));
     }

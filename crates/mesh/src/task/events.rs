@@ -9,7 +9,7 @@ use libp2p::request_response::{self, Message};
 use libp2p::swarm::{ListenError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, StreamProtocol, gossipsub, identify, mdns};
 
-use super::Task;
+use super::{EXPLORE_SOON, Task};
 use crate::behaviour::{BehaviourEvent, KAD_PROTOCOL};
 use crate::config::{is_circuit, is_global};
 use crate::event::{Gossip, MeshEvent, Request, Verdict};
@@ -118,6 +118,7 @@ impl Task {
             self.reservations.add(relay, Instant::now());
         }
         if serves {
+            self.explore_at = self.explore_at.min(Instant::now() + EXPLORE_SOON);
             for address in believed {
                 self.swarm.behaviour_mut().kad.add_address(&peer, address);
             }
