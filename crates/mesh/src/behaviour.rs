@@ -29,10 +29,11 @@ const CONTROL_PROTOCOL: StreamProtocol = StreamProtocol::new("/sluice/control/1"
 /// What identify says of us.
 const IDENTIFY_VERSION: &str = "/sluice/1";
 
-/// Queries ask so many peers at once. With a fifth of all peers gone, and as many of those that a node
-/// knows again, six of the twenty nearest were often all waited for: each until its handshake was given up.
-const PARALLELISM: NonZeroUsize = NonZeroUsize::new(10).expect("not zero");
-/// A QUIC handshake is given up after this: time for two lost packets.
+/// Queries ask so many peers at once: with a fifth of all peers gone, three would wait for their
+/// timeouts one after the other.
+const PARALLELISM: NonZeroUsize = NonZeroUsize::new(6).expect("not zero");
+/// A QUIC handshake is given up after this, time for two lost packets: a query waits for it wherever a
+/// peer is gone.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// A peer that does not answer within this is passed over.
 const QUERY_STREAM_TIMEOUT: Duration = Duration::from_secs(3);

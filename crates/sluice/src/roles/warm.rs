@@ -1,7 +1,7 @@
 //! The relays that a provider keeps warm: each with a link, a reservation and an account.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -24,20 +24,24 @@ pub(crate) struct WarmRelays {
     holder: Holder,
     standings: Standings,
     held: Mutex<Vec<Held>>,
+    /// The provider ends: nothing new is opened.
+    ends: AtomicBool,
     tasks: Mutex<JoinSet<()>>,
 }
 
 struct Held {
     relay: RelayAddr,
     link: RelayLink,
-    ask: mpsc::Sender<Ask>,
+    /// The reservation's task ends without it.
+    ask: Option<mpsc::Sender<Ask>>,
     flows: Arc<AtomicUsize>,
 }
 
 impl WarmRelays {
     pub(crate) fn new(node: Node, holder: Holder) -> Self {
         let standings = watch::Sender::new(Vec::new());
-        Self { node, holder, standings, held: Mutex::default(), tasks: Mutex::default() }
+        let (held, tasks) = (Mutex::default(), Mutex::default());
+        Self { node, holder, standings, held, ends: AtomicBool::new(false), tasks }
     }
 
     /// Where the reservations stand, now and later.
@@ -48,6 +52,9 @@ impl WarmRelays {
     /// Asks a relay for a reservation, unless it is asked already; one that was to be given up stays.
     pub(crate) fn open(&self, relay: RelayAddr) {
         let mut held = self.held.lock();
+        if self.ends.load(Relaxed) {
+            return;
+        }
         if held.iter().any(|h| h.relay == relay) {
             self.mark(relay, false);
             return;
@@ -60,7 +67,7 @@ impl WarmRelays {
         self.standings.send_modify(|all| all.push(stand));
         let link = self.node.link(relay, Some(events));
         self.tasks.lock().spawn(hold(self.holder.clone(), link.clone(), heard, asks, seat));
-        held.push(Held { relay, link, ask, flows });
+        held.push(Held { relay, link, ask: Some(ask), flows });
     }
 
     /// Sends nobody there any more; what is open goes on until [`close`](Self::close).
@@ -106,7 +113,7 @@ impl WarmRelays {
     /// Pays what a relay claims, and gives its reservation up.
     pub(crate) async fn close(&self, relay: RelayAddr) {
         let ask = self.held.lock().iter().find(|h| h.relay == relay).map(|h| h.ask.clone());
-        if let Some(ask) = ask {
+        if let Some(ask) = ask.flatten() {
             settle(&ask).await;
         }
         self.held.lock().retain(|h| h.relay != relay);
@@ -117,7 +124,7 @@ impl WarmRelays {
 
     /// Pays what relays claim.
     pub(crate) async fn settle(&self) {
-        let asks: Vec<_> = self.held.lock().iter().map(|h| h.ask.clone()).collect();
+        let asks: Vec<_> = self.held.lock().iter().filter_map(|h| h.ask.clone()).collect();
         for ask in asks {
             settle(&ask).await;
         }
@@ -129,9 +136,14 @@ impl WarmRelays {
         held.iter().map(|h| (h.relay, h.link.state().borrow().clone())).collect()
     }
 
-    /// Lets go of all. Nobody hears any more that they are not connected.
+    /// Ends the reservations' tasks: nobody hears any more that a relay is not connected. The links stay
+    /// until the node has shut down, for the sessions' last words.
     pub(crate) fn release(&self) {
-        self.held.lock().clear();
+        let mut held = self.held.lock();
+        self.ends.store(true, Relaxed);
+        for held in held.iter_mut() {
+            held.ask = None;
+        }
     }
 }
 
