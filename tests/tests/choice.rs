@@ -81,10 +81,13 @@ async fn a_relay_that_becomes_too_dear_is_left_and_the_session_through_it_stays(
     let chosen: Arc<Mutex<Vec<String>>> = Arc::default();
     let ended: Arc<Mutex<Vec<String>>> = Arc::default();
     let (choosing, ending) = (chosen.clone(), ended.clone());
-    let report = Reporter::new(move |report| match report {
-        Report::RelaysChosen { relays } => choosing.lock().clone_from(relays),
-        Report::SessionEnded { reason, .. } => ending.lock().push(reason.clone()),
-        _ => {}
+    let report = Reporter::new(move |report| {
+        if let Report::RelaysChosen { relays } = report {
+            choosing.lock().clone_from(relays);
+        }
+        if let Report::SessionEnded { reason, .. } = report {
+            ending.lock().push(reason.clone());
+        }
     });
     let options = cast.provide_options(&home, &relays[0].relay, &[("echo", echo.addr())]);
     // Only free relays are used.
