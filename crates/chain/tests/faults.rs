@@ -3,29 +3,26 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/scene.rs"]
+mod scene;
+
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use scene::{PERIOD_S, Scene};
 use serde_json::{Value, json};
-use sluice_chain::anvil::{Anvil, Mood, Way};
-use sluice_chain::{
-    Chain, ChainError, Finality, INCLUSION_DEFAULT, Redemption, RpcConfig, TxReceipt, View,
-};
-use sluice_proto::{Amount, ChannelKey, EthAddress, Voucher, WalletKey};
+use sluice_chain::anvil::{Anvil, Mood};
+use sluice_chain::{Chain, ChainError, RpcConfig, TxReceipt, View};
+use sluice_proto::Amount;
 use tokio::task::JoinHandle;
 
-const PERIOD_S: u32 = 72 * 60 * 60;
 const DEPTH: u64 = 64;
 /// What stays out of a block is soon sent again.
 const PATIENCE: Duration = Duration::from_millis(300);
 const GWEI: u64 = 1_000_000_000;
 /// Looks at a node before a test gives up; each waits for a few milliseconds.
 const LOOKS: usize = 2_000;
-
-fn wallet(seed: u8) -> WalletKey {
-    WalletKey::from_bytes([seed; 32]).unwrap()
-}
 
 /// Asks the node itself, without any of our code.
 fn ask(url: &str, method: &str, params: &Value) -> Value {
@@ -51,40 +48,9 @@ fn ask_any(url: &str, request: &Value) -> Value {
     serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap()
 }
 
-struct Scene {
-    anvil: Anvil,
-    chain: Chain,
-    payer: WalletKey,
-    payee: WalletKey,
-    key: ChannelKey,
-}
-
 impl Scene {
-    async fn new(confirmations: u64) -> Option<Self> {
-        let anvil = Anvil::start()?;
-        let cfg = RpcConfig {
-            url: anvil.url().to_owned(),
-            contract: None,
-            token: None,
-            finality: Finality::Confirmations(confirmations),
-            chain_id: None,
-            patience: PATIENCE,
-            inclusion: INCLUSION_DEFAULT,
-            other_urls: Vec::new(),
-        };
-        let chain = Chain::connect_rpc(cfg).await.unwrap().deploy_dev().await.unwrap();
-        let (payer, payee) = (wallet(1), wallet(2));
-        chain.fund_dev(payer.address(), Amount(1_000)).await.unwrap();
-        chain.fund_dev(payee.address(), Amount(0)).await.unwrap();
-        let key = ChannelKey {
-            payer: payer.address(),
-            signer: payer.address(),
-            payee: payee.address(),
-            payout: EthAddress([0xaa; 20]),
-            token: chain.token(),
-            salt: [9; 32],
-        };
-        Some(Self { anvil, chain, payer, payee, key })
+    async fn final_after(confirmations: u64) -> Option<Self> {
+        Self::new(1_000, confirmations, PATIENCE).await
     }
 
     fn ask(&self, method: &str, params: &Value) -> Value {
@@ -101,14 +67,6 @@ impl Scene {
         self.ask("anvil_reorg", &json!([DEPTH, []]));
         self.ask("anvil_dropAllTransactions", &json!([]));
         self.mine(1);
-    }
-
-    fn voucher(&self, amount: u128) -> Redemption {
-        let domain = self.chain.domain();
-        let voucher =
-            Voucher { channel: self.key.id(&domain), amount: Amount(amount), statement: [7; 32] };
-        let signature = self.payer.sign(voucher.digest(&domain));
-        Redemption { key: self.key, voucher, signature }
     }
 
     async fn open(&self) {
@@ -175,7 +133,7 @@ fn number(hex: &Value) -> u64 {
 
 #[tokio::test]
 async fn a_transaction_that_is_priced_out_is_replaced_by_one_that_pays_more() {
-    let Some(scene) = Scene::new(1).await else { return };
+    let Some(scene) = Scene::final_after(1).await else { return };
     scene.open().await;
     scene.ask("evm_setAutomine", &json!([false]));
     let sent = scene.pending(100).await;
@@ -189,7 +147,7 @@ async fn a_transaction_that_is_priced_out_is_replaced_by_one_that_pays_more() {
 
 #[tokio::test]
 async fn a_transaction_that_is_dropped_is_sent_again() {
-    let Some(scene) = Scene::new(1).await else { return };
+    let Some(scene) = Scene::final_after(1).await else { return };
     scene.open().await;
     scene.ask("evm_setAutomine", &json!([false]));
     let sent = scene.pending(100).await;
@@ -203,11 +161,10 @@ async fn a_transaction_that_is_dropped_is_sent_again() {
 /// A node that counted a transaction of ours which it forgot since: what comes next waits for ever.
 #[tokio::test]
 async fn a_nonce_that_was_left_open_is_filled() {
-    let Some(scene) = Scene::new(1).await else { return };
+    let Some(scene) = Scene::final_after(1).await else { return };
     scene.open().await;
-    let way = Way::to(scene.anvil.url()).unwrap();
-    let ours = connect(&way, &scene).await;
-    way.set(Mood::Ahead);
+    let ours = connect(&scene).await;
+    scene.way.set(Mood::Ahead);
     let (payee, item) = (scene.payee.clone(), scene.voucher(250));
     let sent = tokio::spawn(async move { ours.redeem(&payee, &[item]).await });
     scene.until(|| scene.waiting() == 1).await;
@@ -218,7 +175,7 @@ async fn a_nonce_that_was_left_open_is_filled() {
 
 #[tokio::test]
 async fn a_reorganisation_of_64_blocks_at_each_step_undoes_it_and_it_is_done_again() {
-    let Some(scene) = Scene::new(DEPTH + 1).await else { return };
+    let Some(scene) = Scene::final_after(DEPTH + 1).await else { return };
     let Scene { chain, payer, payee, key, .. } = &scene;
     // Each step: done, undone, never final, done again.
     scene.open().await;
@@ -268,30 +225,17 @@ async fn a_reorganisation_of_64_blocks_at_each_step_undoes_it_and_it_is_done_aga
     assert_eq!(scene.tokens().await, [700, 300, 0]);
 }
 
-fn config(way: &Way, scene: &Scene) -> RpcConfig {
-    RpcConfig {
-        url: way.url().to_owned(),
-        other_urls: Vec::new(),
-        contract: Some(scene.chain.domain().contract),
-        token: Some(scene.chain.token()),
-        finality: Finality::Confirmations(1),
-        chain_id: Some(sluice_chain::DEV_CHAIN_ID),
-        patience: PATIENCE,
-        inclusion: INCLUSION_DEFAULT,
-    }
-}
-
-async fn connect(way: &Way, scene: &Scene) -> Chain {
-    Chain::connect_rpc(config(way, scene)).await.unwrap()
+/// Asks through the way.
+async fn connect(scene: &Scene) -> Chain {
+    Chain::connect_rpc(scene.config()).await.unwrap()
 }
 
 #[tokio::test]
 async fn a_day_without_a_node_while_the_payer_closes_loses_nothing() {
-    let Some(scene) = Scene::new(1).await else { return };
+    let Some(scene) = Scene::final_after(1).await else { return };
     scene.open().await;
-    let way = Way::to(scene.anvil.url()).unwrap();
-    let ours = connect(&way, &scene).await;
-    way.set(Mood::Refuses);
+    let ours = connect(&scene).await;
+    scene.way.set(Mood::Refuses);
     scene.chain.start_close(&scene.payer, &scene.key).await.unwrap();
     let error = ours.redeem(&scene.payee, &[scene.voucher(400)]).await.unwrap_err();
     assert!(error.is_transient(), "{error}");
@@ -299,7 +243,7 @@ async fn a_day_without_a_node_while_the_payer_closes_loses_nothing() {
     let error = ours.channel(&scene.key, View::Latest).await.unwrap_err();
     assert!(matches!(error, ChainError::Unreachable { .. }), "{error}");
 
-    way.set(Mood::Honest);
+    scene.way.set(Mood::Honest);
     let state = ours.channel(&scene.key, View::Latest).await.unwrap().unwrap();
     let left_s = state.closing_at_unix_s.unwrap() - ours.now_unix_s().await.unwrap();
     assert!((47 * 3600..=48 * 3600).contains(&left_s), "{left_s}");
@@ -311,13 +255,12 @@ async fn a_day_without_a_node_while_the_payer_closes_loses_nothing() {
 
 #[tokio::test]
 async fn a_second_node_is_asked_when_the_first_is_away_and_one_of_another_chain_is_refused() {
-    let Some(scene) = Scene::new(1).await else { return };
+    let Some(scene) = Scene::final_after(1).await else { return };
     scene.open().await;
-    let way = Way::to(scene.anvil.url()).unwrap();
-    let cfg = config(&way, &scene);
+    let cfg = scene.config();
     let both = RpcConfig { other_urls: vec![scene.anvil.url().to_owned()], ..cfg.clone() };
     let ours = Chain::connect_rpc(both.clone()).await.unwrap();
-    way.set(Mood::Refuses);
+    scene.way.set(Mood::Refuses);
     assert_eq!(ours.redeem(&scene.payee, &[scene.voucher(70)]).await.unwrap().paid(), Amount(70));
     // Nor does it matter who is away when it begins.
     let ours = Chain::connect_rpc(both).await.unwrap();
@@ -332,41 +275,39 @@ async fn a_second_node_is_asked_when_the_first_is_away_and_one_of_another_chain_
 
 #[tokio::test]
 async fn a_node_that_comes_back_as_one_of_another_chain_is_not_asked() {
-    let Some(scene) = Scene::new(1).await else { return };
+    let Some(scene) = Scene::final_after(1).await else { return };
     scene.open().await;
-    let way = Way::to(scene.anvil.url()).unwrap();
-    let ours = connect(&way, &scene).await;
-    way.set(Mood::Refuses);
+    let ours = connect(&scene).await;
+    scene.way.set(Mood::Refuses);
     ours.channel(&scene.key, View::Latest).await.unwrap_err();
-    way.set(Mood::OtherChain);
+    scene.way.set(Mood::OtherChain);
     let error = ours.channel(&scene.key, View::Latest).await.unwrap_err();
     assert!(matches!(error, ChainError::WrongChain { found: 1, .. }), "{error}");
 }
 
 #[tokio::test]
 async fn of_two_nodes_that_disagree_the_liar_changes_nothing() {
-    let Some(scene) = Scene::new(1).await else { return };
+    let Some(scene) = Scene::final_after(1).await else { return };
     scene.open().await;
-    let way = Way::to(scene.anvil.url()).unwrap();
     for liar_is_first in [true, false] {
-        let mut urls = [way.url().to_owned(), scene.anvil.url().to_owned()];
+        let mut urls = [scene.way.url().to_owned(), scene.anvil.url().to_owned()];
         if !liar_is_first {
             urls.reverse();
         }
         let [url, other] = urls;
-        let cfg = RpcConfig { url, other_urls: vec![other], ..config(&way, &scene) };
+        let cfg = RpcConfig { url, other_urls: vec![other], ..scene.config() };
         let ours = Chain::connect_rpc(cfg).await.unwrap();
         // It says that the channel is closed, then that more was deposited.
         let honest = ours.channel(&scene.key, View::Final).await.unwrap();
         assert_eq!(honest.unwrap().deposit, Amount(600));
-        way.set(Mood::Slot([600, 0, (1 << 40) - 1, u64::from(PERIOD_S)]));
+        scene.way.set(Mood::Slot([600, 0, (1 << 40) - 1, u64::from(PERIOD_S)]));
         assert_eq!(ours.channel(&scene.key, View::Latest).await.unwrap(), honest);
         assert_eq!(ours.channel(&scene.key, View::Final).await.unwrap(), None);
-        way.set(Mood::Slot([9_000, 0, 0, u64::from(PERIOD_S)]));
+        scene.way.set(Mood::Slot([9_000, 0, 0, u64::from(PERIOD_S)]));
         assert_eq!(ours.channel(&scene.key, View::Final).await.unwrap(), honest);
-        way.set(Mood::Slot([0; 4]));
+        scene.way.set(Mood::Slot([0; 4]));
         assert_eq!(ours.channel(&scene.key, View::Latest).await.unwrap(), honest);
         assert_eq!(ours.channel(&scene.key, View::Final).await.unwrap(), None);
-        way.set(Mood::Honest);
+        scene.way.set(Mood::Honest);
     }
 }

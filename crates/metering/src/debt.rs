@@ -32,6 +32,12 @@ impl Debt {
         Self { bytes, since, paid }
     }
 
+    /// Since when it is owed.
+    #[must_use]
+    pub const fn since(&self) -> Instant {
+        self.since
+    }
+
     /// Bytes that are still owed, once durable vouchers pay for `paid`.
     #[must_use]
     pub fn left(&self, paid: Counts, now: Instant) -> u64 {

@@ -181,16 +181,6 @@ impl RelayMeter {
         self.claim.set_pto(pto);
     }
 
-    /// Checks a voucher that the holder presents when it resumes its reservation; `Some` when it is
-    /// higher than what this side has: make it durable and go on from it with a new account.
-    ///
-    /// # Errors
-    /// When it does not hold.
-    pub fn check_presented(&self, voucher: &pay::Voucher) -> Result<Option<VoucherRecord>, Lie> {
-        let record = VoucherRecord::verify(self.till.terms(), self.till.channel(), voucher)?;
-        Ok(record.exceeds(self.till.newest_stated()).then_some(record))
-    }
-
     /// A pay message of the holder, as its datagram came. Report the newest totals first.
     pub fn handle_datagram(&mut self, message: &Bytes, now: Instant) {
         let result = match decode(message) {

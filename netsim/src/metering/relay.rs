@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use sluice_metering::{
     Channel, Counts, Debt, GRANT_PACKET_MIN, HolderMeter, RelayBudget, RelayFlow, RelayMeter,
-    Terms, VoucherRecord, grant_limit,
+    Resumption, Terms, VoucherRecord, grant_limit,
 };
 use sluice_proto::FlowId;
 
@@ -251,16 +251,14 @@ impl Relay {
         now: Instant,
     ) -> Result<()> {
         let Some(process) = &mut self.process else { return Ok(()) };
-        let new = |newest| RelayMeter::new(terms.clone(), Some(channel), 0, newest);
-        let mut meter = new(self.earned.clone());
-        if let Some(shown) = shown
-            && let Some(record) = meter.check_presented(&shown.voucher)?
-        {
-            self.books.earn(&record)?;
+        let shown = shown.map(|shown| &shown.voucher);
+        let resumed = Resumption::of(terms, Some(&channel), self.earned.clone(), shown)?;
+        if let Some(record) = resumed.forgotten() {
+            self.books.earn(record)?;
             self.writing.clear();
             self.earned = Some(record.clone());
-            meter = new(Some(record));
         }
+        let meter = RelayMeter::new(terms.clone(), Some(channel), 0, resumed.newest);
         process.report(now);
         let owed = process
             .meter

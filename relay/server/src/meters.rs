@@ -161,7 +161,7 @@ struct Todo {
 #[derive(Default)]
 pub(crate) struct Meters {
     meters: Mutex<BTreeMap<PeerId, Arc<Mutex<Meter>>>>,
-    debts: Mutex<BTreeMap<Debtor, (Debt, Instant)>>,
+    debts: Mutex<BTreeMap<Debtor, Debt>>,
     due: Mutex<BTreeSet<(Instant, PeerId)>>,
     notify: Notify,
 }
@@ -222,12 +222,9 @@ impl Meters {
     }
 
     fn remembered(&self, debtor: Debtor, now: Instant) -> u64 {
-        match self.debts.lock().get(&debtor) {
-            Some((debt, at)) if now.saturating_duration_since(*at) < DEBT_TTL => {
-                debt.left(Counts::default(), now)
-            }
-            _ => 0,
-        }
+        let debt = self.debts.lock().get(&debtor).copied();
+        debt.filter(|debt| is_remembered(debt, now))
+            .map_or(0, |debt| debt.left(Counts::default(), now))
     }
 
     /// An account ended with `bytes` unpaid, under which `paid` were paid: they make up for what the
@@ -240,10 +237,10 @@ impl Meters {
             return;
         }
         if debts.len() >= DEBTS_MAX {
-            debts.retain(|_, (_, at)| now.saturating_duration_since(*at) < DEBT_TTL);
+            debts.retain(|_, debt| is_remembered(debt, now));
         }
         if debts.len() < DEBTS_MAX {
-            debts.insert(debtor, (Debt::new(bytes, now, Counts::default()), now));
+            debts.insert(debtor, Debt::new(bytes, now, Counts::default()));
         }
     }
 
@@ -263,6 +260,10 @@ impl Meters {
         drop(due);
         self.notify.notify_one();
     }
+}
+
+fn is_remembered(debt: &Debt, now: Instant) -> bool {
+    now.saturating_duration_since(debt.since()) < DEBT_TTL
 }
 
 impl Shared {

@@ -307,13 +307,20 @@ async fn vouchers_raise_the_limit_once_they_are_in_the_ledger() {
     assert_eq!((newest.amount, newest.up), (meter.amount, meter.paid.up));
 }
 
+/// A fleet's server, and a member's ledger on it.
+#[cfg(unix)]
+async fn fleet(member: &str) -> Option<(PostgresServer, Server, Ledger)> {
+    let server = PostgresServer::start().await?;
+    server.make_database("fleet").await;
+    let place = server.url("fleet").parse::<Server>().expect("a URL");
+    let ledger = Ledger::connect(&place, member).await.expect("joins");
+    Some((server, place, ledger))
+}
+
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_ledgers_server_is_away_no_voucher_counts_and_then_each_does() {
-    let Some(server) = PostgresServer::start().await else { return };
-    server.make_database("fleet").await;
-    let place = server.url("fleet").parse::<Server>().expect("a URL");
-    let ledger = Ledger::connect(&place, "relay").await.expect("joins");
+    let Some((server, _, ledger)) = fleet("relay").await else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let world = World::with(folder, ledger.clone(), 0).await;
     let relay = world.start().await;
@@ -349,10 +356,7 @@ async fn while_the_ledgers_server_is_away_no_voucher_counts_and_then_each_does()
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_channel_that_another_relay_of_the_fleet_has_is_refused_until_that_lets_go() {
-    let Some(server) = PostgresServer::start().await else { return };
-    server.make_database("fleet").await;
-    let place = server.url("fleet").parse::<Server>().expect("a URL");
-    let ledger = Ledger::connect(&place, "relay").await.expect("joins");
+    let Some((_server, place, ledger)) = fleet("relay").await else { return };
     let world = World::with(tempfile::tempdir().expect("a folder"), ledger, 0).await;
     let relay = world.start().await;
     let other = Ledger::connect(&place, "other").await.expect("joins");

@@ -230,10 +230,7 @@ async fn a_reservation_whose_counts_cross_makes_room_for_another() {
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_channel_whose_account_does_not_begin_is_let_go() {
-    let Some(server) = PostgresServer::start().await else { return };
-    server.make_database("fleet").await;
-    let place = server.url("fleet").parse::<Server>().expect("a URL");
-    let ledger = Ledger::connect(&place, "relay").await.expect("joins");
+    let Some((_server, place, ledger)) = fleet("relay").await else { return };
     let world = World::with(tempfile::tempdir().expect("a folder"), ledger, 0).await;
     let relay = world.start().await;
     let other = Ledger::connect(&place, "other").await.expect("joins");
