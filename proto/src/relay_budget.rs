@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Payload that is queued becomes up to this fraction more of frame bytes: headers of QUIC and of
-/// the frame (about 75 bytes for each 1,200).
+/// the frame (about 75 bytes for each 1,200). Larger packets have less of them.
 const OVERHEAD: u64 = 16;
 
 /// What a holder may still send through one relay, shared by all flows across it.
@@ -13,6 +13,10 @@ const OVERHEAD: u64 = 16;
 /// The transport counts frames as they go out and come in; the holder's meter
 /// raises the limit as the relay acknowledges vouchers; the gate reserves for
 /// payload that is handed to QUIC and not yet in frames. All counts are bytes since it was made.
+///
+/// What was sent and received is exact, and QUIC sends nothing that [`room`](Self::room) does not
+/// allow. What is queued is a guess, and at most what it really is: a guess that is too high stays
+/// so, and keeps from the flows what they may send.
 #[derive(Debug)]
 pub struct RelayBudget {
     limit: AtomicU64,
@@ -126,7 +130,13 @@ impl RelayFlow {
     pub fn count_sent(&self, bytes: u64) {
         self.budget.sent.fetch_add(bytes, Relaxed);
         self.sent.fetch_add(bytes, Relaxed);
-        self.unqueue(bytes);
+        self.unqueue(in_frames(bytes));
+    }
+
+    /// Frame bytes that may still go through the relay, on all flows.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        self.budget.room()
     }
 
     /// Counts what small packets with payload lack for what a relay's grant counts them as; the total.

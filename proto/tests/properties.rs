@@ -319,7 +319,7 @@ proptest! {
                 }
                 2 => {
                     flow.count_sent(bytes);
-                    *queued_here = queued_here.saturating_sub(bytes);
+                    *queued_here = queued_here.saturating_sub(bytes + bytes / 16);
                 }
                 3 => flow.count_received(bytes),
                 _ => {

@@ -4,6 +4,11 @@
 //! path and are ignored. If the old path is dead its flight will never be acknowledged, so a fresh
 //! window is allowed on top of it; otherwise nothing would be sent until a probe timeout. The same is
 //! done for a trial, while a path is only doubted; if it answers, the controller goes on as it was.
+//!
+//! While a relay carries the connection, no more goes into flight than the relay's window has room
+//! for: what is retransmitted counts there too, and what lies in QUIC's buffers does not.
+
+mod slow_start;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -13,11 +18,17 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use quinn_proto::RttEstimator;
 use quinn_proto::congestion::{Controller, ControllerFactory, CubicConfig};
+use sluice_proto::RelayFlow;
+
+use slow_start::SlowStart;
 
 /// What a receiver may delay an acknowledgement (RFC 9000, 18.2): quinn's and the default.
 const ACK_DELAY_MAX: Duration = Duration::from_millis(25);
 /// Least that four variances of the round-trip time count for (RFC 9002, 6.1.2).
 const GRANULARITY: Duration = Duration::from_millis(1);
+/// Packets that may be in flight though the relay's window has no room: what it then passes at 16
+/// kbit/s.
+const UNPAID_PACKETS: u64 = 2;
 
 /// Counts the paths that a connection has had; shared with its controller.
 #[derive(Debug, Default)]
@@ -25,6 +36,8 @@ pub(crate) struct PathEpoch {
     mark: Mutex<Mark>,
     /// The probe timeout, as this epoch's acknowledgements measured it, in nanoseconds; 0: not yet.
     pto_ns: AtomicU64,
+    /// The flow that carries the connection, if a relay does.
+    relay: Mutex<Option<Arc<RelayFlow>>>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -77,6 +90,16 @@ impl PathEpoch {
         self.pto_ns.store(0, Relaxed);
     }
 
+    /// A relay carries the connection from now on, or none.
+    pub(crate) fn set_relay(&self, flow: Option<Arc<RelayFlow>>) {
+        *self.relay.lock() = flow;
+    }
+
+    /// What the relay's window has room for.
+    fn room(&self) -> u64 {
+        self.relay.lock().as_ref().map_or(u64::MAX, |flow| flow.room())
+    }
+
     fn mark(&self) -> Mark {
         *self.mark.lock()
     }
@@ -91,7 +114,8 @@ impl PathEpoch {
     }
 }
 
-/// Makes controllers that follow one [`PathEpoch`]: Cubic inside (RFC 9438).
+/// Makes controllers that follow one [`PathEpoch`]: Cubic inside (RFC 9438), and its slow
+/// start ends by delay.
 #[derive(Debug)]
 pub(crate) struct EpochFactory(pub(crate) Arc<PathEpoch>);
 
@@ -107,6 +131,7 @@ impl ControllerFactory for EpochFactory {
             stale: 0,
             saved: None,
             variance: None,
+            slow_start: SlowStart::default(),
         })
     }
 }
@@ -125,10 +150,12 @@ struct EpochController {
     saved: Option<Saved>,
     /// Of the round-trip time, in this epoch.
     variance: Option<Duration>,
+    slow_start: SlowStart,
 }
 
 struct Saved {
     inner: Box<dyn Controller>,
+    slow_start: SlowStart,
     since: Option<Instant>,
     stale: u64,
 }
@@ -145,8 +172,9 @@ impl EpochController {
     /// The first packet of an epoch goes out.
     fn begin(&mut self, change: Change, now: Instant) {
         if change == Change::Undone {
-            if let Some(Saved { inner, since, stale }) = self.saved.take() {
-                (self.inner, self.since, self.stale) = (inner, since, stale);
+            if let Some(Saved { inner, slow_start, since, stale }) = self.saved.take() {
+                (self.inner, self.slow_start) = (inner, slow_start);
+                (self.since, self.stale) = (since, stale);
             }
             return;
         }
@@ -155,7 +183,8 @@ impl EpochController {
         }
         let fresh = self.fresh(now);
         let inner = std::mem::replace(&mut self.inner, fresh);
-        let saved = Saved { inner, since: self.since, stale: self.stale };
+        let slow_start = std::mem::take(&mut self.slow_start);
+        let saved = Saved { inner, slow_start, since: self.since, stale: self.stale };
         self.since = Some(now);
         self.stale = if change == Change::Moved { 0 } else { self.in_flight };
         if change == Change::Trial {
@@ -172,6 +201,29 @@ impl EpochController {
         self.variance = Some(variance);
         let pto = rtt + (variance * 4).max(GRANULARITY) + ACK_DELAY_MAX;
         self.epoch.pto_ns.store(u64::try_from(pto.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// What the path allows.
+    fn path_window(&self) -> u64 {
+        let mark = self.epoch.mark();
+        if mark.number == self.seen {
+            return self.inner.window() + self.stale;
+        }
+        // The epoch began and nothing was sent in it yet: a fresh window is to be had.
+        match (mark.change, &self.saved) {
+            (Change::Moved, _) => self.inner.initial_window(),
+            (Change::Fled | Change::Trial, _) | (Change::Kept, None) => {
+                self.inner.initial_window() + self.in_flight
+            }
+            (Change::Undone, Some(saved)) => saved.inner.window() + saved.stale,
+            (Change::Undone, None) | (Change::Kept, Some(_)) => self.inner.window() + self.stale,
+        }
+    }
+
+    /// What the relay allows.
+    fn relay_window(&self) -> u64 {
+        let least = UNPAID_PACKETS * u64::from(self.mtu);
+        self.in_flight.saturating_add(self.epoch.room()).max(least)
     }
 
     fn settle(&mut self, bytes: u64, stale: bool) {
@@ -205,8 +257,13 @@ impl Controller for EpochController {
         let stale = self.is_stale(sent);
         self.settle(bytes, stale);
         if !stale {
-            self.measure(now.saturating_duration_since(sent), rtt.get());
-            self.inner.on_ack(now, sent, bytes, app_limited, rtt);
+            let delay = now.saturating_duration_since(sent);
+            self.measure(delay, rtt.get());
+            // In congestion avoidance Cubic goes by time.
+            let bytes = self.slow_start.growth(bytes, delay);
+            // What the relay holds back says nothing of the path.
+            let limited = app_limited || self.relay_window() < self.path_window();
+            self.inner.on_ack(now, sent, bytes, limited, rtt);
         }
     }
 
@@ -243,19 +300,7 @@ impl Controller for EpochController {
     }
 
     fn window(&self) -> u64 {
-        let mark = self.epoch.mark();
-        if mark.number == self.seen {
-            return self.inner.window() + self.stale;
-        }
-        // The epoch began and nothing was sent in it yet: a fresh window is to be had.
-        match (mark.change, &self.saved) {
-            (Change::Moved, _) => self.inner.initial_window(),
-            (Change::Fled | Change::Trial, _) | (Change::Kept, None) => {
-                self.inner.initial_window() + self.in_flight
-            }
-            (Change::Undone, Some(saved)) => saved.inner.window() + saved.stale,
-            (Change::Undone, None) | (Change::Kept, Some(_)) => self.inner.window() + self.stale,
-        }
+        self.path_window().min(self.relay_window())
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
@@ -268,8 +313,10 @@ impl Controller for EpochController {
             in_flight: self.in_flight,
             stale: self.stale,
             variance: self.variance,
+            slow_start: self.slow_start.clone(),
             saved: self.saved.as_ref().map(|saved| Saved {
                 inner: saved.inner.clone_box(),
+                slow_start: saved.slow_start.clone(),
                 since: saved.since,
                 stale: saved.stale,
             }),
@@ -287,6 +334,8 @@ impl Controller for EpochController {
 
 #[cfg(test)]
 mod tests {
+    use sluice_proto::RelayBudget;
+
     use super::*;
 
     const PACKET: u64 = 1200;
@@ -376,6 +425,30 @@ mod tests {
         controller.on_end_acks(now, PACKET, true, Some(1));
         epoch.advance(true);
         assert_eq!(controller.window(), fresh + PACKET);
+    }
+
+    #[test]
+    fn no_more_goes_into_flight_than_the_relays_window_has_room_for() {
+        let (epoch, mut controller, now) = controller();
+        let path = controller.window();
+        let budget = RelayBudget::new(4 * PACKET);
+        let flow = RelayFlow::new(budget.clone());
+        epoch.set_relay(Some(flow.clone()));
+        assert_eq!(controller.window(), 4 * PACKET);
+        for _ in 0..4 {
+            controller.on_sent(now, PACKET, 0);
+            flow.count_sent(PACKET);
+        }
+        assert_eq!(controller.window(), 4 * PACKET, "all of it is in flight");
+        controller.on_end_acks(now, 0, false, Some(3));
+        assert_eq!(controller.window(), 2 * PACKET, "it arrived, and is not paid");
+        budget.set_limit(7 * PACKET);
+        assert_eq!(controller.window(), 3 * PACKET);
+        budget.set_limit(u64::MAX);
+        assert_eq!(controller.window(), path);
+        budget.set_limit(0);
+        epoch.set_relay(None);
+        assert_eq!(controller.window(), path, "a direct path");
     }
 
     #[test]

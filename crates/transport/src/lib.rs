@@ -72,7 +72,7 @@ pub use messages::{MessageError, MessageReader, send_message};
 pub use network::{Fabric, Network};
 pub use node::{AcceptPolicy, BindError, ConnectError, Node, NodeConfig};
 pub use random::Random;
-pub use session::{PathBytes, PathInfo, Session};
+pub use session::{PathBytes, PathInfo, Session, relay_has_room};
 pub use sluice_path::{Kind as PathKind, Reason as PathReason};
 pub use socket::SocketStats;
 pub use stream::{PacketSink, PacketStream, StreamAcceptor, StreamEnd, StreamQueue};

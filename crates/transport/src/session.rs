@@ -491,8 +491,17 @@ impl Driver {
         }
     }
 
+    /// The congestion controller heeds the window of the relay that carries the session.
+    fn carry_on(&self, route: &Route) {
+        self.epoch.set_relay(match route {
+            Route::Relay { counts, .. } => Some(counts.clone()),
+            Route::Direct(_) => None,
+        });
+    }
+
     fn try_out(&mut self, path: Path, ours: bool) {
         let Some(route) = self.route_of(path) else { return };
+        self.carry_on(&route);
         self.node.socket.try_route(&self.peer, route);
         if ours {
             self.on_trial = Some(path);
@@ -512,6 +521,7 @@ impl Driver {
 
     fn return_to(&mut self, path: Path) {
         let Some(route) = self.route_of(path) else { return };
+        self.carry_on(&route);
         self.node.socket.return_route(&self.peer, route);
         if self.on_trial.take().is_some() {
             self.epoch.undo();
@@ -535,6 +545,7 @@ impl Driver {
             let idle = self.node.clock.now().saturating_duration_since(self.heard_directly.1);
             timer::lost(&self.node, idle);
         }
+        self.carry_on(&route);
         self.node.socket.set_route(&self.peer, path_number(path), Some(route));
         (self.unanswered, self.revived) = (None, false);
         let tried = self.on_trial.take();
@@ -595,6 +606,12 @@ impl Driver {
         let window = self.peer.receive_window.fetch_add(1, Relaxed).saturating_add(1);
         self.connection.set_receive_window(VarInt::from_u32(window));
     }
+}
+
+/// The window of the relay that carries a session has room again: makes quinn go on with what waits
+/// for it.
+pub fn relay_has_room(connection: &quinn::Connection) {
+    connection.set_send_window(SEND_WINDOW);
 }
 
 /// The number by which the socket knows a path.

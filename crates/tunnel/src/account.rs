@@ -267,7 +267,7 @@ impl Account {
             PayeeEvent::Persist { seq, record } => self.persist(seq, record),
             PayeeEvent::Lie(evidence) => self.lie(evidence),
             PayeeEvent::Stale => {}
-            PayeeEvent::Writable => self.wake(),
+            PayeeEvent::Writable => self.ask_again(),
         }
     }
 
@@ -278,11 +278,16 @@ impl Account {
                 gate.set_relay(relay);
             }
         });
-        self.wake();
+        self.ask_again();
     }
 
-    /// The relay acknowledged vouchers: whoever waits for it may ask again.
+    /// The relay acknowledged vouchers: whoever waits for it may ask again, and QUIC go on.
     pub fn wake(&self) {
+        self.ask_again();
+        sluice_transport::relay_has_room(&self.0.connection);
+    }
+
+    fn ask_again(&self) {
         *self.0.stalled.lock() = None;
         self.0.writable.notify_waiters();
     }
@@ -294,7 +299,7 @@ impl Account {
             Meter::Payee(gate) => gate.payee_mut().handle_deposit(deposit),
             Meter::Closed(_) => {}
         });
-        self.wake();
+        self.ask_again();
     }
 
     /// The payee's view of the channel that pays from now on.
