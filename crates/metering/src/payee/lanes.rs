@@ -5,8 +5,9 @@
 //! would then be left, the smaller the more streams hold something. So there is always something
 //! left for the next one, also when one reader after another pauses. There are two lanes:
 //!
-//! - *fast*: up to 4 times what the stream read between two statements, of the whole window. One
-//!   stream alone may so hold two thirds of it.
+//! - *fast*: up to 4 times what the stream read between two statements, of the whole window. While
+//!   none is known to pause, those who read may so hold seven eighths of it; otherwise one alone may
+//!   hold two thirds of what the paused ones left.
 //! - *slow*: of half of the window, for those of whom nothing is known, paused readers among them.
 //!   One stream alone may so hold a third of the window.
 
@@ -22,6 +23,9 @@ const FAST_FACTOR: u64 = 4;
 /// which nothing is known have a third of the window together, so that a quarter window is read, and
 /// a voucher due, before all of them must wait.
 const SHARE: u64 = 2;
+/// The same while all that hold something read: a window less a quarter, and what the relay's edge
+/// keeps free, then bears a round trip. Whoever pauses next leaves an eighth, of which the others go on.
+const SHARE_READ: u64 = 7;
 /// Most streams that ended here and whose payer did not say so. Beyond it the oldest is forgotten,
 /// and its gap can no longer be written off.
 const CLOSED_MAX: usize = 4096;
@@ -40,6 +44,11 @@ struct Stream {
 impl Stream {
     const fn held(&self) -> u64 {
         self.written.saturating_sub(self.reported)
+    }
+
+    /// Whether it holds something, and is not known to read.
+    fn is_still(&self) -> bool {
+        self.held() > 0 && self.moved == [0; 2]
     }
 
     fn fast_limit(&self) -> u64 {
@@ -62,6 +71,8 @@ pub(crate) struct Lanes {
     closed: usize,
     /// Streams that hold something.
     holding: u64,
+    /// Of those, the ones that are not known to read.
+    still: u64,
 }
 
 impl Lanes {
@@ -84,13 +95,14 @@ impl Lanes {
             return (0, Lane::Slow);
         };
         let n = self.holding.saturating_add(u64::from(s.held() == 0)).max(1);
-        let fast = share(n, room, s.held());
+        let most = if self.still == 0 { SHARE_READ } else { SHARE };
+        let fast = share(n, most, room, s.held());
         let fast = fast.min(s.fast_limit().saturating_sub(s.held()));
         if fast > 0 {
             return (fast, Lane::Fast);
         }
         let pool = (window / 2).saturating_sub(self.slow).min(room);
-        (share(n, pool, s.slow), Lane::Slow)
+        (share(n, SHARE, pool, s.held()), Lane::Slow)
     }
 
     pub(crate) fn take(&mut self, stream: StreamIndex, n: u64, lane: Lane) {
@@ -113,12 +125,14 @@ impl Lanes {
     /// Changes a stream and what depends on it; whether there is one.
     fn change(&mut self, stream: StreamIndex, f: impl FnOnce(&mut Stream)) -> bool {
         let Some(s) = self.streams.get_mut(&stream) else { return false };
-        let (slow, held) = (s.slow, s.held() > 0);
+        let (slow, held, still) = (s.slow, s.held() > 0, s.is_still());
         f(s);
         s.slow = s.slow.min(s.held());
         self.slow = self.slow.saturating_sub(slow).saturating_add(s.slow);
         let holding = self.holding.saturating_sub(u64::from(held));
         self.holding = holding.saturating_add(u64::from(s.held() > 0));
+        let others = self.still.saturating_sub(u64::from(still));
+        self.still = others.saturating_add(u64::from(s.is_still()));
         true
     }
 
@@ -143,6 +157,7 @@ impl Lanes {
         self.slow = self.slow.saturating_sub(s.slow);
         self.closed = self.closed.saturating_sub(usize::from(s.closed));
         self.holding = self.holding.saturating_sub(u64::from(s.held() > 0));
+        self.still = self.still.saturating_sub(u64::from(s.is_still()));
         s.held()
     }
 
@@ -163,8 +178,10 @@ impl Lanes {
         let all = positions.len() < most;
         if all {
             // It names all that moved: the others stood still.
+            self.still = 0;
             for s in self.streams.values_mut() {
                 s.moved = [0, s.moved[0]];
+                self.still = self.still.saturating_add(u64::from(s.is_still()));
             }
         }
         for position in positions {
@@ -191,9 +208,9 @@ impl Lanes {
     }
 }
 
-/// How much more one of `n` streams may take that holds `held`: until it holds `SHARE / n` of what is
+/// How much more one of `n` streams may take that holds `held`: until it holds `most / n` of what is
 /// then left of `room`.
-fn share(n: u64, room: u64, held: u64) -> u64 {
-    let left = room.saturating_mul(SHARE).saturating_sub(held.saturating_mul(n));
-    left.div_ceil(n.saturating_add(SHARE)).min(room)
+fn share(n: u64, most: u64, room: u64, held: u64) -> u64 {
+    let left = room.saturating_mul(most).saturating_sub(held.saturating_mul(n));
+    left.div_ceil(n.saturating_add(most)).min(room)
 }

@@ -245,6 +245,29 @@ fn starter_bytes_are_given_before_the_first_voucher_and_the_window_after_it() {
 }
 
 #[test]
+fn a_reader_fills_seven_eighths_of_the_window_and_leaves_others_the_rest_when_it_pauses() {
+    let (mut payer, mut payee, now) = pair();
+    payee.handle_opened(A);
+    for _ in 0..2 {
+        let sent = granted(payee.permit(A, Direction::Down, QUARTER, now));
+        assert_eq!(sent, QUARTER);
+        payer.handle_read(A, sent, now);
+        settle(&mut payer, &mut payee, now);
+    }
+    let fill = |payee: &mut Payee, stream| {
+        let permits = std::iter::from_fn(|| Some(payee.permit(stream, Direction::Down, 4096, now)));
+        permits.map_while(|p| if let Permit::Granted(n) = p { Some(n) } else { None }).sum::<u64>()
+    };
+    assert_eq!(fill(&mut payee, A), WINDOW - WINDOW / 8);
+    // Each that pauses leaves the next one its part of what is left.
+    let shares = [2, 3, 4].map(|number| {
+        payee.handle_opened(StreamIndex(number));
+        fill(&mut payee, StreamIndex(number))
+    });
+    assert_eq!(shares, [16, 40, 80].map(|part| WINDOW.div_ceil(part)));
+}
+
+#[test]
 fn what_quic_did_not_take_is_given_back() {
     let (_, mut payee, now) = pair();
     payee.handle_opened(A);
@@ -267,7 +290,7 @@ fn the_relays_window_holds_bytes_back_until_its_acknowledgement() {
     assert!((18_000..20_000).contains(&first), "{first} and its headers fit");
     let wait = gate.permit(A, Direction::Down, 65_536, now);
     assert!(matches!(wait, Permit::Granted(0..200) | Permit::Wait(Reason::Relay, Some(_))));
-    flow.count_sent(first + first / 16);
+    flow.count_sent(20_000);
     let Permit::Wait(Reason::Relay, _) = gate.permit(A, Direction::Down, 65_536, now) else {
         panic!("frames use the budget up")
     };
