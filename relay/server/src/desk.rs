@@ -116,14 +116,15 @@ impl Desk {
         self.offers.lock().remove(&leg);
     }
 
-    /// Terms for a holder that is `rtt` away.
+    /// Terms for a holder that is `rtt` away. What it sends is counted here, claimed, paid and
+    /// acknowledged: that takes two round trips.
     fn terms(&self, holder: PeerId, lease: LeaseId, rtt: Duration) -> Terms {
         Terms {
             lease,
             payer: holder,
             payee: self.peer,
             price: self.price,
-            window: window_bytes(self.rate_max, rtt),
+            window: window_bytes(self.rate_max, rtt.saturating_mul(2)),
             payment: self.payment.as_ref().map(RelayPayment::terms),
             starter_bytes: if self.payment.is_some() { self.starter_bytes } else { 0 },
             idle_timeout_s: IDLE_TIMEOUT_S,
