@@ -1,4 +1,4 @@
-//! Whether windows limit a link that pays: the same download, paid and free, over rates and delays.
+//! Whether windows limit a link that pays: the same transfer, paid and free, over rates and delays.
 //!
 //! Terms are signed for `rate_max`'s default; with `--tight` for the line's own rate, which makes
 //! the windows as small as they can be.
@@ -37,8 +37,11 @@ const QUEUE_MIN: usize = 32 << 10;
 /// Round trips until it is measured, and while it is; and the least that both last.
 const ROUND_TRIPS: u32 = 25;
 const SPAN_MIN: Duration = Duration::from_secs(2);
-/// Bytes that pass at least while it is measured: some windows of the smallest size.
-const BYTES_MIN: u64 = 2 << 20;
+/// Bytes that pass at least while it is measured: sixteen windows of the smallest size. What is lost
+/// holds back up to one at either end.
+const BYTES_MIN: u64 = 8 << 20;
+/// So much is asked for that it does not end.
+const ENDLESS: u64 = u64::MAX >> 8;
 /// What a line that pays must reach of what it does for nothing.
 const RATIO_MIN: f64 = 0.97;
 
@@ -53,29 +56,32 @@ pub struct Case {
     pub path: PathKind,
     /// Whether terms are signed for this rate.
     pub is_tight: bool,
+    /// The tenant sends, else the provider.
+    pub is_up: bool,
 }
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = if self.path == PathKind::Direct { "direct" } else { "relayed" };
-        write!(f, "{}k-{}ms-{path}", self.rate / 1000, self.rtt.as_millis())
+        let way = if self.is_up { "up" } else { "down" };
+        write!(f, "{}k-{}ms-{path}-{way}", self.rate / 1000, self.rtt.as_millis())
     }
 }
 
-/// What a line carried, in bits per second.
+/// What a line carried, in bits per second: while it warmed up, and after that.
 #[derive(Debug, Clone, Copy)]
 pub struct Throughput {
     /// For nothing.
-    pub free: f64,
+    pub free: [f64; 2],
     /// Paid for.
-    pub paid: f64,
+    pub paid: [f64; 2],
     /// The window of the terms, in bytes.
     pub window: u64,
 }
 
 impl Throughput {
-    fn ratio(&self) -> f64 {
-        self.paid / self.free
+    fn ratios(&self) -> [f64; 2] {
+        [0, 1].map(|i| self.paid[i] / self.free[i])
     }
 }
 
@@ -88,8 +94,10 @@ pub fn cases(is_tight: bool) -> Vec<Case> {
         for rtt in RTTS_MS.map(Duration::from_millis) {
             let in_flight = u128::from(rate) * (rtt + VOUCHER).as_micros() / 8_000_000;
             if in_flight <= u128::from(WINDOW_MAX * 5 / 8) {
-                let paths = [PathKind::Direct, PathKind::Relayed];
-                cases.extend(paths.map(|path| Case { rate, rtt, path, is_tight }));
+                for path in [PathKind::Direct, PathKind::Relayed] {
+                    let case = |is_up| Case { rate, rtt, path, is_tight, is_up };
+                    cases.extend([false, true].map(case));
+                }
             }
         }
     }
@@ -111,7 +119,7 @@ impl Case {
         Ok(Throughput { free, paid, window })
     }
 
-    async fn play(&self, clock: Clock, price: Price) -> Result<(f64, u64)> {
+    async fn play(&self, clock: Clock, price: Price) -> Result<([f64; 2], u64)> {
         let mut rng = Rng::new(self.rate ^ self.rtt.as_micros() as u64);
         let rate_max = if self.is_tight { self.rate } else { RATE_MAX };
         let tariff = Tariff { price, relay_rate_max: rate_max, rate_max: Some(rate_max) };
@@ -125,25 +133,28 @@ impl Case {
             let direct = deal.scene.until_path(&meeting.theirs, PathKind::Direct, PATIENCE).await;
             direct.context("the session does not become direct")?;
         }
-        let _served = deal.serve(&meeting).await?;
+        let served = deal.serve(&meeting).await?;
         let guest = deal.guest(&meeting).await?;
         let outcome = Arc::<Outcome>::default();
-        let asked = Asked { seed: rng.number() >> 1, up: 0, down: u64::MAX >> 8 };
+        let (up, down) = if self.is_up { (ENDLESS, 0) } else { (0, ENDLESS) };
+        let asked = Asked { seed: rng.number() >> 1, up, down };
+        let heard = || if self.is_up { served.heard() } else { outcome.heard() };
         let fetching = tokio::spawn(fetch(guest, asked, outcome.clone()));
         let span = self.span();
         clock.sleep(span).await;
-        let before = outcome.heard();
+        let warm = heard();
         clock.sleep(span).await;
-        let heard = outcome.heard() - before;
+        let heard = heard() - warm;
         if fetching.is_finished() {
             fetching.await??;
-            bail!("the download came to an end");
+            bail!("the transfer came to an end");
         }
         fetching.abort();
         let path = meeting.theirs.path().borrow().map(|path| path.kind);
-        ensure!(heard > 0, "nothing came after {before} bytes; the path is {path:?}");
+        ensure!(heard > 0, "nothing came after {warm} bytes; the path is {path:?}");
         ensure!(!outcome.is_wrong(), "a byte is wrong");
-        Ok((heard as f64 * 8.0 / span.as_secs_f64(), meeting.terms.window))
+        let rate = |bytes: u64| bytes as f64 * 8.0 / span.as_secs_f64();
+        Ok(([rate(warm), rate(heard)], meeting.terms.window))
     }
 
     fn span(&self) -> Duration {
@@ -151,15 +162,15 @@ impl Case {
         (self.rtt * ROUND_TRIPS).max(SPAN_MIN).max(bytes)
     }
 
-    /// The provider's home, whose line is the bottleneck, and the tenant's.
+    /// The provider's home and the tenant's. The line of the one that sends is the bottleneck.
     fn homes(&self) -> (HomeSpec, HomeSpec) {
         let part = if self.path == PathKind::Direct { DIRECT_PART } else { HOME_PART };
         let far = LinkSpec::delay(self.rtt / part);
         let queue = self.rate as f64 / 8.0 * self.rtt.max(QUEUE).as_secs_f64();
         let queue = Queueing::Fifo((queue as usize).max(QUEUE_MIN));
         let narrow = LinkSpec { rate: Some(self.rate), queue, ..far };
-        let provider = HomeSpec { up: narrow, down: far, ..HomeSpec::default() };
-        (provider, HomeSpec { up: far, down: far, ..HomeSpec::default() })
+        let home = |up| HomeSpec { up, down: far, ..HomeSpec::default() };
+        if self.is_up { (home(far), home(narrow)) } else { (home(narrow), home(far)) }
     }
 }
 
@@ -178,21 +189,22 @@ impl Report {
             self.failed += 1;
             return;
         };
-        let ratio = t.ratio();
+        let [warming, ratio] = t.ratios();
         self.least = Some(self.least.map_or(ratio, |least| least.min(ratio)));
         self.rows.push_str(&format!(
-            "{:<22} {:>9} {:>12.3} {:>12.3} {ratio:>7.3}\n",
+            "{:<27} {:>10} {:>12.3} {:>12.3} {ratio:>6.3} {warming:>8.3}\n",
             case.to_string(),
             t.window / 1024,
-            t.free / 1e6,
-            t.paid / 1e6,
+            t.free[1] / 1e6,
+            t.paid[1] / 1e6,
         ));
     }
 
     /// A row for each line.
     #[must_use]
     pub fn table(&self) -> String {
-        let head = "line                   window KiB  free Mbit/s  paid Mbit/s   ratio\n";
+        let head =
+            "line                        window KiB  free Mbit/s  paid Mbit/s  ratio  warm-up\n";
         format!("{head}{}", self.rows)
     }
 
