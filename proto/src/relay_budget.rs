@@ -56,9 +56,9 @@ impl RelayBudget {
         self.limit.load(Relaxed).saturating_sub(used)
     }
 
-    /// Allows so many bytes in all, both ways.
-    pub fn set_limit(&self, limit: u64) {
-        self.limit.store(limit, Relaxed);
+    /// Allows so many bytes in all, both ways; whether that is more than before.
+    pub fn set_limit(&self, limit: u64) -> bool {
+        self.limit.swap(limit, Relaxed) < limit
     }
 }
 

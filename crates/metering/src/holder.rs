@@ -64,7 +64,7 @@ impl HolderMeter {
         budget: Arc<RelayBudget>,
     ) -> Self {
         let base = newest.map_or(Counts::default(), |v| v.counts);
-        let meter = Self {
+        let mut meter = Self {
             desk: Desk::new(terms, purse, newest),
             began: budget.sent(),
             began_both: budget.sent().saturating_add(budget.received()),
@@ -187,23 +187,25 @@ impl HolderMeter {
     fn handle_ack(&mut self, ack: &pay::VoucherAck) -> Result<(), Lie> {
         if self.desk.handle_ack(ack)?.is_some() {
             self.raise_limit();
-            self.opened = true;
         }
         Ok(())
     }
 
     /// Unacknowledged bytes stay below 7/8 of the window, beside the starter bytes.
-    fn raise_limit(&self) {
+    fn raise_limit(&mut self) {
+        self.opened |= self.budget.set_limit(self.limit());
+    }
+
+    fn limit(&self) -> u64 {
         let terms = self.desk.terms();
         if terms.price.is_zero() {
-            return self.budget.set_limit(u64::MAX);
+            return u64::MAX;
         }
         let share = terms.window.saturating_sub(terms.window / 8);
         let acked = self.began_both.saturating_add(self.desk.acked().since(self.base));
         let limit = acked.saturating_add(share).saturating_add(self.starter_left);
         let limit = limit.saturating_add(self.losses.up()).saturating_add(self.losses.unbilled());
-        let limit = limit.saturating_sub(self.losses.down());
-        self.budget.set_limit(limit);
+        limit.saturating_sub(self.losses.down())
     }
 
     /// Whether the budget grew since this was last asked: wake whoever waits for the relay.
@@ -313,7 +315,6 @@ impl HolderMeter {
         self.losses.handle_silence(claimed.saturating_add(quarter(self.desk.terms())), now);
         if self.losses.up() > lost {
             self.raise_limit();
-            self.opened = true;
         }
         self.sign_if_due(now);
     }

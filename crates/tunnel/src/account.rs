@@ -309,7 +309,7 @@ impl Account {
                 gate.payee_mut().handle_channel(channel);
             }
         });
-        self.wake();
+        self.ask_again();
     }
 
     /// The channel ends, or may have ended: the payee gives nothing more on it. What it gave may still

@@ -117,7 +117,9 @@ impl Desk {
     }
 
     /// Terms for a holder that is `rtt` away. What it sends is counted here, claimed, paid and
-    /// acknowledged: that takes two round trips.
+    /// acknowledged before it may send as much again: that takes two round trips, where a lease's
+    /// voucher takes one. So the window is that of a line twice as long; it is still one window, in
+    /// signed terms, and at most [`WINDOW_MAX`](sluice_proto::WINDOW_MAX).
     fn terms(&self, holder: PeerId, lease: LeaseId, rtt: Duration) -> Terms {
         Terms {
             lease,

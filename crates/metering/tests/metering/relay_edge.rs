@@ -155,6 +155,19 @@ fn a_late_payment_opens_the_limit_again() {
 }
 
 #[test]
+fn who_waits_is_woken_when_a_claim_tells_of_losses() {
+    let (mut holder, budget) = fresh_holder(0);
+    assert!(holder.take_opened(), "there was no room");
+    RelayFlow::new(budget.clone()).count_sent(10_000);
+    let now = Instant::now();
+    holder.handle_timeout(now);
+    assert!(!holder.take_opened());
+    holder.handle_datagram(&claim(8_000, 0), now + Duration::from_secs(10));
+    assert!(holder.take_opened(), "2,000 bytes will never be counted");
+    assert_eq!(budget.room(), WINDOW - WINDOW / 8 - 8_000);
+}
+
+#[test]
 fn starter_bytes_come_on_top_and_their_use_is_remembered() {
     let mut edge = Edge::new(price(), 100_000);
     assert_eq!(edge.relay.limit(), WINDOW + 100_000);
