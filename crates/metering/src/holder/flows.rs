@@ -10,6 +10,9 @@ use crate::grant::{GRANT_BASE, GRANT_PER_SENT, receive_window, stated};
 /// The relay is told of a grant that grew by so many bytes: a sixteenth of its base, so that an honest
 /// sender does not feel that word takes its time.
 const STEP: u64 = GRANT_BASE / 16;
+/// Or by this part of it, if that is more: the grant's room above an honest sender's window grows by a
+/// thirty-eighth of it, and fast uploads would else send more messages than a relay takes.
+const STEP_PART: u64 = 128;
 
 #[derive(Debug)]
 struct Held {
@@ -102,7 +105,8 @@ impl Flows {
             share.carried = share.carried.saturating_add(more);
             held.flow.carry(more);
         }
-        if stated(&held.flow) >= held.told.saturating_add(STEP) {
+        let step = STEP.max(held.told / STEP_PART);
+        if stated(&held.flow) >= held.told.saturating_add(step) {
             held.told = stated(&held.flow);
             self.grants.push_back(id);
         }

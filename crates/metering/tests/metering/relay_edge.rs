@@ -341,6 +341,24 @@ fn told(holder: &mut HolderMeter) -> Vec<(FlowId, u64)> {
 }
 
 #[test]
+fn few_messages_keep_the_relay_ahead_of_an_upload() {
+    let (mut holder, budget) = fresh_holder(0);
+    let flow = RelayFlow::new(budget);
+    holder.open_flow(FLOW, flow.clone(), TENANT);
+    let (mut known, mut messages) = (0, 0);
+    while flow.delivered() < 1 << 30 {
+        let delivered = flow.count_delivered(4096);
+        holder.handle_growth(FLOW);
+        for (_, granted) in told(&mut holder) {
+            (known, messages) = (granted, messages + 1);
+        }
+        let frames = (delivered + receive_window(delivered)) * 17 / 16;
+        assert!(frames <= grant_limit(0, 0, true) + known, "at {delivered}");
+    }
+    assert!(messages < 1200, "{messages}");
+}
+
+#[test]
 fn only_packets_with_payload_count_as_large() {
     let (mut holder, budget) = fresh_holder(0);
     let flow = RelayFlow::new(budget);
