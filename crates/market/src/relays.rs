@@ -255,6 +255,12 @@ impl RelayBook {
         }
     }
 
+    /// Whether a relay is among those that are known: others had the lower seats, or it is gone.
+    #[must_use]
+    pub fn is_known(&self, peer: &PeerId) -> bool {
+        self.known.contains_key(peer)
+    }
+
     /// Relays that are known.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -149,6 +149,7 @@ fn a_prefix_has_two_seats_and_its_share_of_the_chances() {
             let is_sybil = |peer: &&PeerId| sybils.iter().any(|s| s.peer == **peer);
             let known = choice.ranking.iter().filter(|(peer, _)| is_sybil(&peer)).count();
             assert!(known <= policy.prefix_seats);
+            assert_eq!(known, sybils.iter().filter(|s| book.is_known(&s.peer)).count());
             chosen += choice.chosen.iter().filter(is_sybil).count();
         }
         chosen

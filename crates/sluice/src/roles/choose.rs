@@ -208,13 +208,6 @@ impl Chooser {
         let now = self.clock.now();
         self.hear(now);
         self.watch_used(now);
-        for (peer, known) in &self.known {
-            let used = self.chosen.contains(peer);
-            let due = self.seen.get(peer).and_then(|seen| seen.probe_at).is_none_or(|at| at <= now);
-            if due && !used {
-                self.probing.ask(*peer, known.address);
-            }
-        }
         self.refresh_used(now);
         for known in self.known.values() {
             // One that is long gone takes no seat of its network.
@@ -225,11 +218,25 @@ impl Chooser {
                 self.book.handle_facts(facts, now);
             }
         }
+        for (peer, known) in &self.known {
+            let used = self.chosen.contains(peer);
+            let due = self.seen.get(peer).and_then(|seen| seen.probe_at).is_none_or(|at| at <= now);
+            // Who has no seat is not looked for: a flood of names costs nothing but their records.
+            if due && !used && self.is_considered(peer) {
+                self.probing.ask(*peer, known.address);
+            }
+        }
         if self.is_time(now) {
             let choice = self.book.choose(now);
             self.apply(&choice);
         }
         self.give_up_idle(now).await;
+    }
+
+    /// Whether a relay has a seat, or would have one if it answered.
+    fn is_considered(&self, peer: &PeerId) -> bool {
+        let silent = self.seen.get(peer).is_some_and(|seen| seen.silent >= SILENT_MAX);
+        silent || self.book.is_known(peer)
     }
 
     /// Takes in what the mesh tells.
@@ -306,7 +313,10 @@ impl Chooser {
     /// The first choice waits until what is known has been measured, for a while.
     fn is_time(&self, now: Instant) -> bool {
         let Some(began) = self.began else { return false };
-        let measured = |peer: &PeerId| self.seen.get(peer).is_some_and(|s| s.probed.is_some());
+        let measured = |peer: &PeerId| {
+            let probed = self.seen.get(peer).is_some_and(|seen| seen.probed.is_some());
+            probed || !self.is_considered(peer)
+        };
         !self.chosen.is_empty() || began + FIRST_WITHIN <= now || self.known.keys().all(measured)
     }
 
