@@ -194,6 +194,8 @@ const TEXTS: &[(&str, &str, &[&str], &[&str])] = &[
     ("award", "state_dir", &["award", "1", "--state-dir", "file"], &["file", "directory"]),
     ("doctor", "ticket", &["doctor", "nothing"], &["not a ticket"]),
     ("doctor", "relay", &["doctor", "--relay", "nobody"], &["--relay nobody"]),
+    ("bids", "state_dir", &["bids", "--state-dir", "file"], &["file"]),
+    ("leases", "state_dir", &["leases", "--state-dir", "file"], &["file"]),
     ("nodes", "state_dir", &["nodes", "--state-dir", "file"], &["file"]),
     ("relays", "state_dir", &["relays", "--state-dir", "file"], &["file"]),
     ("redeem", "state_dir", &["redeem", "--state-dir", "file"], &["file", "directory"]),

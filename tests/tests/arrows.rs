@@ -32,6 +32,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "sluice-chain",
             "sluice-ledger",
+            "sluice-market",
             "sluice-mesh",
             "sluice-metering",
             "sluice-path",

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sluice_proto::market::{
-    Award, AwardAnswer, AwardRefusal, Bid, Money, Order, OrderId, OrderProof, Region, SealedBid,
-    Signatures, SignedLease, SignedOrder, closes_order, is_asked, stamp_bits,
+    Award, AwardAnswer, AwardRefusal, Bid, Lease, Money, Order, OrderId, OrderProof, Region,
+    SealedBid, Signatures, SignedLease, SignedOrder, closes_order, is_asked, stamp_bits,
 };
 use sluice_proto::{
     Amount, EthAddress, Invite, Keypair, LeaseId, PeerId, Price, RelayAddr, WalletKey,
@@ -158,11 +158,39 @@ struct Heard {
     offer: Option<Box<(Order, Step)>>,
 }
 
+/// What a lease takes of the line and of the month.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    rate_up_min: u64,
+    rate_down_min: u64,
+    /// Bytes, both ways.
+    volume: u64,
+}
+
+impl Room {
+    const fn of_order(order: &Order) -> Self {
+        let volume = order.volume_up.saturating_add(order.volume_down);
+        Self { rate_up_min: order.rate_up_min, rate_down_min: order.rate_down_min, volume }
+    }
+
+    /// The lease does not say which volume was expected: what its budget buys.
+    fn of_lease(lease: &Lease) -> Self {
+        let cheapest = [lease.price.up, lease.price.down].into_iter().filter(|p| *p > 0).min();
+        let bytes =
+            cheapest.and_then(|price| lease.budget.0.checked_mul(1 << 30)?.checked_div(price));
+        let volume = match cheapest {
+            Some(_) => bytes.and_then(|b| u64::try_from(b).ok()).unwrap_or(u64::MAX),
+            None => 0,
+        };
+        Self { rate_up_min: lease.rate_up_min, rate_down_min: lease.rate_down_min, volume }
+    }
+}
+
 #[derive(Debug)]
 struct Held {
     id: OrderId,
     price: Price,
-    order: Order,
+    room: Room,
     tenant: PeerId,
     encoded: Bytes,
     answer: Bytes,
@@ -461,8 +489,8 @@ impl Bidder {
         let signed = SignedLease::seal(award, signatures).expect("these are our signatures");
         self.events.push_back(BidderEvent::Leased(Box::new(signed)));
         let fund_by = Some(now.at + FUND_WITHIN);
-        let held =
-            Held { id: for_order, price, order, tenant, encoded, answer: answer.clone(), fund_by };
+        let (room, answer_) = (Room::of_order(&order), answer.clone());
+        let held = Held { id: for_order, price, room, tenant, encoded, answer: answer_, fund_by };
         self.leases.insert(id, held);
         answer
     }
@@ -472,6 +500,24 @@ impl Bidder {
         if let Some((order_, Step::Bid(bid))) = heard.offer.take().map(|offer| *offer) {
             self.note(order, order_.tenant, Some(bid.price), fate);
         }
+    }
+
+    /// A lease of a start before this one that has not ended. Its tenant may ask for the answer again;
+    /// unless it is `funded` it has as long to be so as a new one. What its budget buys counts against
+    /// the month.
+    pub fn handle_lease(&mut self, signed: &SignedLease, funded: bool, now: Moment) {
+        let lease = signed.lease();
+        let held = Held {
+            id: lease.order,
+            price: lease.price,
+            room: Room::of_lease(lease),
+            tenant: lease.tenant,
+            encoded: signed.encoded().clone(),
+            answer: AwardAnswer { lease: lease.lease, answer: Ok(signed.provider().clone()) }
+                .encode(),
+            fund_by: (!funded).then(|| now.at + FUND_WITHIN),
+        };
+        self.leases.insert(lease.lease, held);
     }
 
     /// The lease's channel is open; at price 0, its tenant is here.
@@ -582,11 +628,10 @@ impl Bidder {
 
     fn taken(&self) -> Taken {
         let mut taken = Taken { used: self.used, leases: self.leases.len(), ..Taken::default() };
-        for order in self.leases.values().map(|held| &held.order) {
-            let volume = order.volume_up.saturating_add(order.volume_down);
-            taken.promised = taken.promised.saturating_add(volume);
-            taken.rate_up = taken.rate_up.saturating_add(order.rate_down_min);
-            taken.rate_down = taken.rate_down.saturating_add(order.rate_up_min);
+        for room in self.leases.values().map(|held| &held.room) {
+            taken.promised = taken.promised.saturating_add(room.volume);
+            taken.rate_up = taken.rate_up.saturating_add(room.rate_down_min);
+            taken.rate_down = taken.rate_down.saturating_add(room.rate_up_min);
         }
         taken
     }

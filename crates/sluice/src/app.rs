@@ -11,8 +11,9 @@ use sluice_chain::{
     Chain, Finality as ChainFinality, INCLUSION_DEFAULT, PATIENCE_DEFAULT, RpcConfig,
 };
 use sluice_ledger::{Ledger, Recovery};
+use sluice_market::BidPolicy;
 use sluice_mesh::{is_public_ip, mesh_addresses};
-use sluice_proto::market::{Lease, SignedLease};
+use sluice_proto::market::{self, Lease, ServiceOffer, SignedLease};
 use sluice_proto::record::RelayEntry;
 use sluice_proto::{Amount, Price, RelayAddr, ServiceName, Ticket, WalletKey};
 use sluice_settlement::TopUpRule;
@@ -30,8 +31,9 @@ use crate::demo::{self, DemoOptions};
 use crate::doctor::{self, DoctorOptions};
 use crate::right::Right;
 use crate::roles::{
-    Connect, ConnectOptions, Identity, Leases, MeshOptions, Meshed, Money, Provide, ProvideOptions,
-    RelayOptions, Report, Reporter, deposit_under, fits, start_relay, wait_for_stop,
+    Bids, Connect, ConnectOptions, Identity, Leases, MeshOptions, Meshed, Money, Provide,
+    ProvideOptions, RelayOptions, Report, Reporter, SellOptions, Selling, deposit_under, fits,
+    start_relay, wait_for_stop,
 };
 use crate::settle::{self, Deposits, KeepOptions, Settler, keep};
 use crate::state::State;
@@ -68,6 +70,8 @@ pub fn run(cli: Cli) -> Result<()> {
         | Command::Channel(_)
         | Command::Ledger(_)
         | Command::Wallet(_)
+        | Command::Bids(_)
+        | Command::Leases(_)
         | Command::Nodes(_)
         | Command::Relays(_)
         | Command::Watch(_) => 1,
@@ -85,6 +89,8 @@ pub fn run(cli: Cli) -> Result<()> {
             Command::Channel(command) => commands::channel(&config, &command, json).await,
             Command::Ledger(command) => commands::ledger(&config, &command, json).await,
             Command::Wallet(command) => commands::wallet(&config, &command, json).await,
+            Command::Bids(args) => commands::bids(&config, &args, json),
+            Command::Leases(args) => commands::leases(&config, &args, json),
             Command::Nodes(args) => commands::nodes(&config, &args, json).await,
             Command::Relays(args) => commands::relays(&config, &args, json).await,
             Command::Watch(args) => commands::watch(&config, &args, json).await,
@@ -150,6 +156,8 @@ fn merge(config: &mut Config, command: &Command) -> Result<()> {
         | Command::Channel(_)
         | Command::Ledger(_)
         | Command::Wallet(_)
+        | Command::Bids(_)
+        | Command::Leases(_)
         | Command::Nodes(_)
         | Command::Relays(_)
         | Command::Watch(_) => {}
@@ -189,6 +197,9 @@ fn merge_provide(config: &mut Config, args: &ProvideArgs) -> Result<()> {
         config.provide.relays = args.relay.iter().map(parse).collect::<Result<_>>()?;
     }
     merge_mesh(config, &args.mesh);
+    config.sell.on |= args.sell;
+    set(&mut config.sell.floor_up, &args.floor_up);
+    set(&mut config.sell.floor_down, &args.floor_down);
     set(&mut config.provide.price_up, &args.price_up);
     set(&mut config.provide.price_down, &args.price_down);
     set(&mut config.node.direct, &args.direct);
@@ -557,12 +568,19 @@ async fn run_provide(config: &Config, json: bool) -> Result<()> {
             Ok((e.service.clone(), *target))
         })
         .collect::<Result<Vec<_>>>()?;
+    anyhow::ensure!(
+        !config.sell.on || config.mesh.is_on(),
+        "to sell is to be found: name a node of the mesh with --bootstrap, or set [mesh]"
+    );
     let desk = open_desk(config, "provide").await?;
     // Also where nothing is sold any more: what was signed is served.
     let leases = open_leases(desk.state.dir())?;
     let report = Reporter::print(json);
     let kept = keep_channels(config, &desk, &report);
     let mesh = start_mesh(config, &desk.identity, desk.state.dir()).await?;
+    let (identity, money, ledger) =
+        (desk.identity.clone(), desk.money.clone(), desk.ledger.clone());
+    let policy = bid_policy(config, money.as_ref());
     let running = Provide::start(ProvideOptions {
         identity: desk.identity,
         bind: config.node.bind,
@@ -580,12 +598,35 @@ async fn run_provide(config: &Config, json: bool) -> Result<()> {
         relay_deposit: Amount(provide.relay_deposit),
         relay_price_max: provide.relay_price_max,
         ledger: desk.ledger,
-        leases: Some(leases),
+        leases: Some(leases.clone()),
         report: report.clone(),
     });
     let running = tokio::select! {
         running = running => running?,
         why = wait_for_stop() => bail!("stopped by {why} before a relay gave a reservation"),
+    };
+    let selling = match &mesh {
+        Some(mesh) if config.sell.on => {
+            let (relays, bids) = (running.named(), Some(Bids::path_in(desk.state.dir())));
+            let report = report.clone();
+            let rate_max = provide.rate_max.0;
+            let regions = config.sell.regions.clone();
+            let options = SellOptions {
+                identity,
+                policy,
+                regions,
+                rate_max,
+                money,
+                leases,
+                ledger,
+                relays,
+                bids,
+                report,
+                clock: Clock::default(),
+            };
+            Some(Selling::start(mesh.clone(), options).await?)
+        }
+        Some(_) | None => None,
     };
     report.tell(&Report::ProviderReady {
         ticket: running.ticket().to_owned(),
@@ -600,8 +641,20 @@ async fn run_provide(config: &Config, json: bool) -> Result<()> {
     if let Some(mesh) = mesh {
         mesh.remember().await;
     }
-    drop((kept, desk.state));
+    drop((selling, kept, desk.state));
     Ok(())
+}
+
+/// What the owner of a home allows on the market.
+fn bid_policy(config: &Config, money: Option<&Money>) -> BidPolicy {
+    let services = config
+        .provide
+        .expose
+        .iter()
+        .map(|e| ServiceOffer { name: e.service.clone(), kind: e.kind.into() });
+    let paid = money.map(|m| market::Money { domain: m.chain.domain(), token: m.chain.token() });
+    let period_s = money.map_or(0, |money| money.period_s);
+    config.sell.policy(services.collect(), paid, period_s)
 }
 
 /// The leases of a state directory; those that cannot be read are named.

@@ -81,6 +81,11 @@ pub enum Command {
     /// Make, import and look at the keys that hold money.
     #[command(subcommand)]
     Wallet(WalletCommand),
+    /// List the orders that a provider heard, what it bid, won and lost, and why. Works beside a running
+    /// role.
+    Bids(StateArgs),
+    /// List the leases that were won or awarded, and how each stands. Works beside a running role.
+    Leases(StateArgs),
     /// List the nodes of the mesh whose records are known: to the role that runs here, or, with
     /// `--bootstrap`, to those who are asked.
     Nodes(NodesArgs),
@@ -172,6 +177,15 @@ pub struct ProvideArgs {
     /// Price per GiB from the tenant.
     #[arg(long, value_name = "N")]
     pub price_up: Option<u128>,
+    /// Sell to tenants of the market, by the prices and bounds of [sell] in sluice.toml.
+    #[arg(long)]
+    pub sell: bool,
+    /// Token base units per GiB towards the tenant to bid at least [default: 0, free].
+    #[arg(long, value_name = "N", requires = "sell")]
+    pub floor_down: Option<u128>,
+    /// The same from the tenant.
+    #[arg(long, value_name = "N", requires = "sell")]
+    pub floor_up: Option<u128>,
     /// Whether tenants may learn this machine's address for a direct path.
     #[arg(long, value_name = "WHEN")]
     pub direct: Option<DirectPolicy>,

@@ -3,6 +3,7 @@
 mod channel;
 mod export;
 mod ledger;
+mod market;
 mod mesh;
 mod order;
 mod redeem;
@@ -20,6 +21,7 @@ use sluice_proto::{EthAddress, WalletKey};
 
 pub(crate) use channel::channel;
 pub(crate) use ledger::{in_doubt, ledger};
+pub(crate) use market::{bids, leases};
 pub(crate) use mesh::{nodes, relays};
 pub(crate) use order::{award, order};
 pub(crate) use redeem::redeem;

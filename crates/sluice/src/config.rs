@@ -9,6 +9,7 @@
 mod order;
 mod read;
 mod sections;
+mod sell;
 mod values;
 
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ pub use sections::{
     ChainChoice, ChainKind, ChainSection, ConnectSection, MeshSection, NodeSection, ProvideSection,
     RelaySection, WalletSection,
 };
+pub use sell::SellSection;
 pub use values::{
     BitRate, ByteSize, DirectPolicy, Expose, Finality, GasPrice, Map, ServiceKind, ValueError,
     parse_bootstrap, parse_duration, parse_peer, parse_relay, parse_rule,
@@ -48,6 +50,8 @@ pub struct Config {
     pub mesh: MeshSection,
     /// `sluice order`.
     pub order: OrderSection,
+    /// What `sluice provide` sells on the market.
+    pub sell: SellSection,
     /// Where money lives.
     pub chain: ChainSection,
     /// Whose keys.
@@ -84,6 +88,7 @@ impl Config {
             connect: ConnectSection::read(&mut document.section("connect")),
             mesh: MeshSection::read(&mut document.section("mesh")),
             order: OrderSection::read(&mut document.section("order")),
+            sell: SellSection::read(&mut document.section("sell")),
             chain: ChainSection::read(&mut document.section("chain")),
             wallet: WalletSection::read(&mut document.section("wallet")),
         };
@@ -103,6 +108,10 @@ impl Config {
             ("relay.price", self.relay.price),
             ("order.max_price_up", self.order.max_price_up),
             ("order.max_price_down", self.order.max_price_down),
+            ("sell.floor_up", self.sell.floor_up),
+            ("sell.floor_down", self.sell.floor_down),
+            ("sell.ceiling_up", self.sell.ceiling_up),
+            ("sell.ceiling_down", self.sell.ceiling_down),
         ];
         for (key, _) in priced.iter().filter(|(_, price)| *price > 0) {
             if self.chain.kind == ChainKind::None {
@@ -113,6 +122,8 @@ impl Config {
                 ));
             }
         }
+        problems
+            .extend(self.sell.problems().into_iter().map(|(key, what)| Problem::new(key, what)));
         if self.relay.ledger.is_none() && self.relay.ledger_password_file.is_some() {
             problems.push(Problem::new(
                 "relay.ledger_password_file",

@@ -29,8 +29,8 @@ pub use connect::{Connect, ConnectOptions};
 pub use identity::Identity;
 pub use lease::{LeaseUnfit, deposit_under, fits};
 pub use market::{
-    Bought, BuyOptions, Buyer, Damaged, Ended, LEASES_MAX, LeaseError, LeaseState, Leases,
-    Progress, Teller, Times,
+    BidEntry, Bids, Bought, BuyOptions, Buyer, Damaged, Ended, LEASES_MAX, LeaseError, LeaseState,
+    Leases, Progress, SellOptions, Selling, Teller, Times,
 };
 pub use mesh::{AskFailed, Asked, KnownRelay, MeshOptions, Meshed};
 pub(crate) use mesh::{Known, NodeLine, Ranked, RelayLine};

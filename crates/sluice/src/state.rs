@@ -28,6 +28,9 @@ use crate::wallet::Keystore;
 /// Where the server of a fleet's ledger stood when it was looked at last.
 const SERVER: &str = "server";
 
+/// The node's identity.
+const NODE_KEY: &str = "node.key";
+
 /// What a wallet's file holds.
 #[derive(Debug)]
 pub enum SecretFile {
@@ -73,7 +76,7 @@ impl State {
         let (incarnation, recovery) = arrive(dir)?;
         let state = Self {
             dir: dir.to_owned(),
-            node: key(dir, "node.key", node_draw, node_parse)?,
+            node: key(dir, NODE_KEY, node_draw, node_parse)?,
             noise: key(dir, "noise.key", draw::<32>, exact)?,
             reset: key(dir, "reset.key", draw::<64>, exact)?,
             invite: key(dir, "invite.key", draw::<16>, exact)?,
@@ -145,6 +148,19 @@ impl State {
     /// When it exists, or the disk fails.
     pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
         files::write_new(path, bytes)
+    }
+
+    /// The name of the node whose directory this is, if it has its key; nothing is made.
+    ///
+    /// # Errors
+    /// When the key is damaged or others can read it.
+    pub fn peer_of(dir: &Path) -> Result<Option<PeerId>, StateError> {
+        let path = dir.join(NODE_KEY);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let node = files::read(&path, Holds::Own, node_parse)?;
+        Ok(Some(node.public().to_peer_id()))
     }
 
     /// Reads a text of at most 8 MiB that the node keeps; `None` if there is none.

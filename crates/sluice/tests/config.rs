@@ -53,13 +53,13 @@ fn the_examples_own_examples_are_valid() {
         }
         tried += 1;
     }
-    assert_eq!(tried, 32);
+    assert_eq!(tried, 34);
 }
 
 #[test]
 fn the_example_has_every_key() {
     let sections = Config::example().split("\n[").skip(1).collect::<Vec<_>>();
-    assert_eq!(sections.len(), 8);
+    assert_eq!(sections.len(), 9);
     for section in sections {
         let (name, body) = section.split_once(']').expect("a head");
         let said = complaint(&format!("[{name}]\nqqqqqqqqqqqqqqqq = 1"));
@@ -379,4 +379,37 @@ proptest! {
         let _ = text.parse::<ByteSize>();
         let _ = parse_duration(&text);
     }
+}
+
+#[test]
+fn what_a_home_sells_is_refused_where_it_cannot_be_meant() {
+    let with = |keys: &str| {
+        let chain = "[chain]\nkind = \"embedded\"";
+        Config::parse("test", &format!("version = 1\n[sell]\non = true\n{keys}\n{chain}\n"))
+            .and_then(|config| config.check().map(|()| config))
+    };
+    let config = with("closed = [\"22:00-06:30\"]\nutc_offset = \"-03:30\"").expect("it is fine");
+    let hours: Vec<_> = config.sell.closed.iter().map(|h| (h.from_min, h.to_min)).collect();
+    assert_eq!((hours, config.sell.utc_offset_min), (vec![(22 * 60, 6 * 60 + 30)], -210));
+    for (keys, named) in [
+        ("closed = [\"22:00\"]", "a part of the day"),
+        ("closed = [\"24:00-06:00\"]", "a part of the day"),
+        ("closed = [\"06:00-06:00\"]", "a part of the day"),
+        ("utc_offset = \"2\"", "a distance from UTC"),
+        ("utc_offset = \"+15:00\"", "a distance from UTC"),
+        ("denied = [\"nobody\"]", "a peer id"),
+        ("regions = [\"Not A Region\"]", "regions"),
+        ("regions = []", "sell.regions"),
+        ("window_max = \"1 KiB\"", "must be from"),
+        ("duration_max = \"1s\"", "must be from"),
+        ("uplink = \"1 Mbit/s\"\nuplink_kept = \"1 Mbit/s\"", "none is left to sell"),
+        ("floor_down = 5\nceiling_down = 4", "below the floor"),
+        ("leases_max = 0", "leases_max"),
+    ] {
+        let error = with(keys).expect_err(keys).to_string();
+        assert!(error.contains(named), "{keys}: {error}");
+    }
+    let free = Config::parse("test", "version = 1\n[sell]\nfloor_up = 1\n").expect("well-formed");
+    let error = free.check().expect_err("a price without a chain").to_string();
+    assert!(error.contains("sell.floor_up") && error.contains("chain"), "{error}");
 }

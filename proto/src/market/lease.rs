@@ -421,6 +421,18 @@ impl SignedLease {
         &self.lease
     }
 
+    /// The terms as both signed them.
+    #[must_use]
+    pub const fn encoded(&self) -> &Bytes {
+        &self.encoded
+    }
+
+    /// The provider's signatures.
+    #[must_use]
+    pub const fn provider(&self) -> &Signatures {
+        &self.provider
+    }
+
     /// Its form on the wire and on disk.
     #[must_use]
     pub fn encode(&self) -> Bytes {

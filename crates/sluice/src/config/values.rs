@@ -307,6 +307,14 @@ pub enum ServiceKind {
     Tcp,
 }
 
+impl From<ServiceKind> for market::ServiceKind {
+    fn from(kind: ServiceKind) -> Self {
+        match kind {
+            ServiceKind::Tcp => Self::Tcp,
+        }
+    }
+}
+
 /// A service that a provider offers: `web=tcp:127.0.0.1:8080`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expose {

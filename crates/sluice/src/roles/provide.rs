@@ -270,6 +270,12 @@ impl Provide {
         &self.ticket
     }
 
+    /// The relays at which it can be reached, best first, now and later.
+    #[must_use]
+    pub fn named(&self) -> watch::Receiver<Vec<RelayAddr>> {
+        self.shared.named.subscribe()
+    }
+
     /// The node's name.
     #[must_use]
     pub fn peer(&self) -> PeerId {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use sluice_metering::{Resumption, VoucherRecord};
-use sluice_proto::{Amount, ChannelId, LeaseId, PeerId};
+use sluice_proto::{Amount, ChannelId, LeaseId, PeerId, Price};
 use sluice_transport::PathInfo;
 
 use super::edge::Superseded;
@@ -38,6 +38,15 @@ pub enum Report {
     RelaysChosen {
         /// The relays, best first, each `<peer id>@<address>`.
         relays: Vec<String>,
+    },
+    /// A lease was won.
+    Leased {
+        /// Its id, in hexadecimal digits.
+        lease: String,
+        /// Its tenant.
+        peer: PeerId,
+        /// Token base units per GiB.
+        price: Price,
     },
     /// The relays that carry a session's echoes, and so may carry the session.
     Warm {
@@ -286,6 +295,12 @@ impl Report {
                 "No relay is known that can be used".to_owned()
             }
             Self::RelaysChosen { relays } => format!("Chose {}", relays.join(", ")),
+            Self::Leased { lease, peer, price } => format!(
+                "Leased to {peer}: {} up, {} down per GiB, lease {}",
+                price.up,
+                price.down,
+                lease.chars().take(16).collect::<String>()
+            ),
             Self::Warm { peer, relays } if relays.is_empty() => {
                 format!("No relay is ready for {peer}")
             }
@@ -365,6 +380,10 @@ impl Report {
                 json!({"event": "reachable", "ticket": ticket, "relays": relays})
             }
             Self::RelaysChosen { relays } => json!({"event": "relays_chosen", "relays": relays}),
+            Self::Leased { lease, peer, price } => json!({
+                "event": "leased", "lease": lease, "peer": peer.to_string(),
+                "price_up": price.up.to_string(), "price_down": price.down.to_string(),
+            }),
             Self::Warm { peer, relays } => {
                 json!({"event": "warm", "peer": peer.to_string(), "relays": relays})
             }
