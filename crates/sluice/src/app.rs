@@ -39,6 +39,8 @@ use crate::settle::{self, Deposits, KeepOptions, Settler, keep};
 use crate::state::State;
 use crate::{commands, ledgers, wallet};
 
+/// What is logged unless it is said. What a mesh of a few nodes has its libraries warn of is no fault.
+const LOG: &str = "warn,libp2p_kad=error,libp2p_gossipsub=error,quinn_proto=error";
 /// A relay that is told to stop gives its clients so long to leave.
 const DRAIN: Duration = Duration::from_secs(10);
 /// What a role's wallet is given on an embedded chain, whose money is play money.
@@ -115,7 +117,7 @@ fn start_runtime(threads: usize) -> Result<tokio::runtime::Runtime> {
 }
 
 fn start_log(filter: Option<&str>) -> Result<()> {
-    let filter = EnvFilter::try_new(filter.unwrap_or("warn"))
+    let filter = EnvFilter::try_new(filter.unwrap_or(LOG))
         .context("the log filter is not valid: write a level such as info, or module=level")?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     Ok(())
@@ -250,14 +252,26 @@ async fn run_demo(args: DemoArgs, json: bool) -> Result<()> {
         rpc: args.rpc.map(|url| (url, args.chain_id)),
         quiet: json,
     };
-    let bill = tokio::select! {
-        bill = demo::run(options) => bill?,
+    let story = async {
+        match args.market {
+            true => demo::run_market(options).await.map(|(auction, bill)| (Some(auction), bill)),
+            false => demo::run(options).await.map(|bill| (None, bill)),
+        }
+    };
+    let (auction, bill) = tokio::select! {
+        story = story => story?,
         why = wait_for_stop() => bail!("stopped by {why}; nothing was settled, and the demo's play money is gone"),
     };
+    if let Some(auction) = &auction {
+        print(&if json { auction.json().to_string() } else { auction.to_string() });
+    }
     if json {
         print(&serde_json::to_string(&bill)?);
     } else {
         print(&bill.to_string());
+    }
+    if let Some(auction) = auction.filter(|_| json) {
+        print(&auction.figures().to_string());
     }
     anyhow::ensure!(bill.sha256_ok, "what came is not what was served");
     Ok(())

@@ -112,6 +112,10 @@ pub struct DemoArgs {
     /// Serve and fetch this file instead.
     #[arg(long, value_name = "PATH", conflicts_with = "megabytes")]
     pub file: Option<PathBuf>,
+    /// Run an auction first: three relays, five homes and a tenant who know one address; the download is
+    /// under the lease that it wins.
+    #[arg(long)]
+    pub market: bool,
     /// Settle on a running node, such as http://127.0.0.1:8545, instead of the embedded chain.
     #[arg(long, value_name = "URL")]
     pub rpc: Option<String>,

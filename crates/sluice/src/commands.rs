@@ -23,7 +23,7 @@ pub(crate) use channel::channel;
 pub(crate) use ledger::{in_doubt, ledger};
 pub(crate) use market::{bids, leases};
 pub(crate) use mesh::{nodes, relays};
-pub(crate) use order::{award, order};
+pub(crate) use order::{award, order, text as auction_text};
 pub(crate) use redeem::redeem;
 pub(crate) use wallet::wallet;
 pub(crate) use watch::watch;

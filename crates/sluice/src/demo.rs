@@ -6,6 +6,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "the name of its folder is drawn here")]
 
+mod market;
 mod settle;
 mod workload;
 
@@ -35,6 +36,8 @@ use crate::settle::Deposits;
 use crate::state::State;
 use settle::{Parties, Settled};
 use workload::{Content, Downloaded, Hold};
+
+pub use market::{Auction, run as run_market};
 
 /// What the tenant pays per GiB to the provider, and the provider to the relay, in millionths of a
 /// token.
@@ -76,34 +79,22 @@ pub struct DemoOptions {
 pub async fn run(options: DemoOptions) -> Result<Bill> {
     let folder = Folder::new()?;
     let say = Narrator { quiet: options.quiet };
-    let content = match &options.file {
-        Some(path) => Content::File(Arc::new(path.clone())),
-        None => Content::Made(options.bytes),
-    };
-    let (total, expected) = tokio::task::spawn_blocking({
-        let content = content.clone();
-        move || content.digest()
-    })
-    .await??;
-    ensure!(total > 0, "there is nothing to download: the file is empty");
+    let job = Workload::start(&options).await?;
     let chain = open_chain(&options, &folder.0).await?;
     let cast = Cast::new(&folder.0, &chain).await?;
     say.line(&format!("Chain       {} (id {})", chain.kind(), chain.domain().chain_id));
-    let mut tasks = JoinSet::new();
-    let hold = Hold::at(total / 2);
-    let web = workload::serve(content, hold.clone(), &mut tasks).await?;
-    say.line(&format!("Workload    a web server at {web}, \"at home\""));
+    say.line(&format!("Workload    a web server at {}, \"at home\"", job.web));
     let relay = cast.start_relay().await?;
     let relay_addr = RelayAddr::new(relay.peer(), relay.local_addr());
     say.line(&format!("Relay       {}", relay_addr.addr));
-    let provide = cast.start_provider(relay_addr, web).await?;
+    let provide = cast.start_provider(relay_addr, job.web).await?;
     say.line(&format!("Provider    {}", provide.peer()));
     let connect = cast.start_tenant(provide.ticket()).await?;
     let local = connect.local().first().context("no local port")?.0;
     say.line(&format!("Tenant      http://{local}/file leads there now\n"));
     let relays = vec![relay];
-    let fetched = fetch(&connect, &provide, &relays, local, (total, &hold), &say).await?;
-    ensure!(fetched.file_bytes == total, "{} of {total} bytes came", fetched.file_bytes);
+    let fetched = fetch(&connect, &provide, &relays, local, (job.total, &job.hold), &say).await?;
+    ensure!(fetched.file_bytes == job.total, "{} of {} bytes came", fetched.file_bytes, job.total);
     let parties = Parties {
         chain: &cast.chain,
         tenant: &cast.tenant,
@@ -111,8 +102,7 @@ pub async fn run(options: DemoOptions) -> Result<Bill> {
         relays: vec![&cast.relay],
     };
     let settled = settle::settle(&parties, connect, provide, relays).await?;
-    tasks.shutdown().await;
-    Ok(make_bill(&chain, &fetched, &settled, expected))
+    Ok(make_bill(&chain, &fetched, &settled, job.expected))
 }
 
 fn make_bill(chain: &Chain, fetched: &Fetched, settled: &Settled, expected: [u8; 32]) -> Bill {
@@ -131,6 +121,34 @@ fn make_bill(chain: &Chain, fetched: &Fetched, settled: &Settled, expected: [u8;
         tenant_refunded: settled.tenant_refunded.0,
         gas: settled.gas,
         chain: chain.kind().to_owned(),
+    }
+}
+
+/// What is served, while it is.
+struct Workload {
+    total: u64,
+    expected: [u8; 32],
+    hold: Arc<Hold>,
+    web: SocketAddr,
+    _tasks: JoinSet<()>,
+}
+
+impl Workload {
+    async fn start(options: &DemoOptions) -> Result<Self> {
+        let content = match &options.file {
+            Some(path) => Content::File(Arc::new(path.clone())),
+            None => Content::Made(options.bytes),
+        };
+        let (total, expected) = tokio::task::spawn_blocking({
+            let content = content.clone();
+            move || content.digest()
+        })
+        .await??;
+        ensure!(total > 0, "there is nothing to download: the file is empty");
+        let mut tasks = JoinSet::new();
+        let hold = Hold::at(total / 2);
+        let web = workload::serve(content, hold.clone(), &mut tasks).await?;
+        Ok(Self { total, expected, hold, web, _tasks: tasks })
     }
 }
 
@@ -208,7 +226,8 @@ struct Player {
     identity: Identity,
     ledger: Ledger,
     money: Money,
-    _state: State,
+    /// Keeps the directory locked.
+    state: State,
 }
 
 struct Cast {
@@ -231,7 +250,73 @@ impl Player {
         let (unfinal_credit, look) = (UNFINAL_CREDIT, LOOK);
         let money =
             Money { chain, wallet, payout, period_s, unfinal_credit, look, top_up, deposits };
-        Ok(Self { identity, ledger, money, _state: state })
+        Ok(Self { identity, ledger, money, state })
+    }
+}
+
+impl Player {
+    fn dir(&self) -> &Path {
+        self.state.dir()
+    }
+
+    async fn start_relay(&self, price: u128) -> Result<Relay> {
+        start_relay(RelayOptions {
+            identity: self.identity.clone(),
+            bind: any_port(),
+            tcp: None,
+            threads: 0,
+            price,
+            rate_max: RATE_MAX,
+            starter_bytes: 0,
+            starter_total: 0,
+            reservations_max: 16,
+            flows_max: 16,
+            money: Some(self.money.clone()),
+            ledger: self.ledger.clone(),
+        })
+        .await
+    }
+
+    fn provide_options(&self, relays: Vec<RelayAddr>, web: SocketAddr) -> Result<ProvideOptions> {
+        Ok(ProvideOptions {
+            identity: self.identity.clone(),
+            bind: any_port(),
+            mesh: None,
+            relays,
+            services: Services::from_iter([(ServiceName::parse("web")?, web)]),
+            price: Price { up: PRICE, down: PRICE },
+            rate_max: RATE_MAX,
+            starter_bytes: 0,
+            idle_timeout: Duration::from_secs(60),
+            ticket_for: Duration::from_secs(3600),
+            direct: DirectPolicy::AfterFunding,
+            nat: NatOptions::default(),
+            money: Some(self.money.clone()),
+            relay_deposit: Amount(DEPOSIT),
+            relay_price_max: RELAY_PRICE,
+            ledger: self.ledger.clone(),
+            leases: None,
+            report: Reporter::logged(),
+        })
+    }
+
+    fn connect_options(&self, ticket: Ticket) -> Result<ConnectOptions> {
+        Ok(ConnectOptions {
+            identity: self.identity.clone(),
+            bind: any_port(),
+            ticket,
+            lease: None,
+            map: vec![(any_port(), ServiceName::parse("web")?)],
+            direct: DirectPolicy::AfterFunding,
+            nat: NatOptions::default(),
+            hold_relayed: true,
+            money: Some(self.money.clone()),
+            deposit: Amount(DEPOSIT),
+            price_max: Price { up: PRICE, down: PRICE },
+            idle_timeout: Duration::from_secs(60),
+            ledger: self.ledger.clone(),
+            report: Reporter::logged(),
+        })
     }
 }
 
@@ -252,66 +337,16 @@ impl Cast {
     }
 
     async fn start_relay(&self) -> Result<Relay> {
-        start_relay(RelayOptions {
-            identity: self.relay.identity.clone(),
-            bind: any_port(),
-            tcp: None,
-            threads: 0,
-            price: RELAY_PRICE,
-            rate_max: RATE_MAX,
-            starter_bytes: 0,
-            starter_total: 0,
-            reservations_max: 16,
-            flows_max: 16,
-            money: Some(self.relay.money.clone()),
-            ledger: self.relay.ledger.clone(),
-        })
-        .await
+        self.relay.start_relay(RELAY_PRICE).await
     }
 
     async fn start_provider(&self, relay: RelayAddr, web: SocketAddr) -> Result<Provide> {
-        Provide::start(ProvideOptions {
-            identity: self.provider.identity.clone(),
-            bind: any_port(),
-            mesh: None,
-            relays: vec![relay],
-            services: Services::from_iter([(ServiceName::parse("web")?, web)]),
-            price: Price { up: PRICE, down: PRICE },
-            rate_max: RATE_MAX,
-            starter_bytes: 0,
-            idle_timeout: Duration::from_secs(60),
-            ticket_for: Duration::from_secs(3600),
-            direct: DirectPolicy::AfterFunding,
-            nat: NatOptions::default(),
-            money: Some(self.provider.money.clone()),
-            relay_deposit: Amount(DEPOSIT),
-            relay_price_max: RELAY_PRICE,
-            ledger: self.provider.ledger.clone(),
-            leases: None,
-            report: Reporter::logged(),
-        })
-        .await
+        Provide::start(self.provider.provide_options(vec![relay], web)?).await
     }
 
     async fn start_tenant(&self, ticket: &str) -> Result<Connect> {
         let now = Clock::default().unix_time().as_secs();
-        Connect::start(ConnectOptions {
-            identity: self.tenant.identity.clone(),
-            bind: any_port(),
-            ticket: Ticket::decode(ticket, now)?,
-            lease: None,
-            map: vec![(any_port(), ServiceName::parse("web")?)],
-            direct: DirectPolicy::AfterFunding,
-            nat: NatOptions::default(),
-            hold_relayed: true,
-            money: Some(self.tenant.money.clone()),
-            deposit: Amount(DEPOSIT),
-            price_max: Price { up: PRICE, down: PRICE },
-            idle_timeout: Duration::from_secs(60),
-            ledger: self.tenant.ledger.clone(),
-            report: Reporter::logged(),
-        })
-        .await
+        Connect::start(self.tenant.connect_options(Ticket::decode(ticket, now)?)?).await
     }
 }
 

@@ -28,6 +28,8 @@ pub(super) struct Settled {
     pub(super) relay_earned: Amount,
     pub(super) tenant_refunded: Amount,
     pub(super) gas: Gas,
+    /// Transactions that closed the tenant's channel.
+    pub(super) closes: usize,
 }
 
 /// Who has an account with whom.
@@ -99,6 +101,7 @@ pub(super) async fn settle(
         relay_earned,
         tenant_refunded: refunded,
         gas: Gas { open: open_gas, redeem: 0, close: paid.gas + relay_gas },
+        closes: paid.events.iter().filter(|e| matches!(e, ChannelEvent::Closed { .. })).count(),
     })
 }
 

@@ -50,8 +50,10 @@ const FOUND_WITHIN: Duration = Duration::from_secs(15);
 const OFFER_AGAIN: Duration = Duration::from_millis(100);
 /// How long the record holds: bids and awards take minutes at most.
 const RECORD_LIFE: Duration = Duration::from_secs(900);
-/// A session that was opened to measure echoes within this, or its handshake's time counts.
-const ECHO_WITHIN: Duration = Duration::from_millis(500);
+/// A session that was opened to measure is given two round trips, within these bounds, for its first
+/// acknowledgements.
+const SETTLE_MIN: Duration = Duration::from_millis(10);
+const SETTLE_MAX: Duration = Duration::from_millis(250);
 
 /// What a buyer is told.
 #[derive(Debug, Clone)]
@@ -349,7 +351,10 @@ impl Buyer {
         for session in std::mem::take(&mut self.sessions).into_values() {
             session.close(code::OK, "measured");
         }
-        self.tell(&Progress::Considered(self.tenant.considered(order)));
+        // Those that may still be chosen are shown as such.
+        if self.tenant.offers(order).is_none() {
+            self.tell(&Progress::Considered(self.tenant.considered(order)));
+        }
         let now = self.now();
         memory::keep(self.options.dir.as_deref(), self.tenant.reputation().experiences(now)).await
     }
@@ -530,17 +535,13 @@ fn moment(clock: &Clock) -> Moment {
     Moment { at: clock.now(), unix_ms }
 }
 
-/// Opens a session to a bidder, and tells how far it is: an echo from end to end.
+/// Opens a session to a bidder through its relays, and tells how far it is: QUIC's round trip, once what
+/// follows the handshake, which is slowed by its signatures, has been acknowledged too.
 async fn measure(node: &Node, ticket: &Ticket) -> Result<(Session, Duration)> {
     let session = open(node, ticket).await?;
-    let mut path = session.path();
-    let has_echo =
-        |path: &Option<sluice_transport::PathInfo>| path.is_some_and(|path| path.rtt.is_some());
-    let echoed = match node.clock().timeout(ECHO_WITHIN, path.wait_for(has_echo)).await {
-        Ok(Ok(path)) => path.and_then(|path| path.rtt),
-        Ok(Err(_)) | Err(_) => None,
-    };
-    let rtt = echoed.unwrap_or_else(|| session.connection().rtt());
+    let first = session.connection().rtt();
+    node.clock().sleep((first * 2).clamp(SETTLE_MIN, SETTLE_MAX)).await;
+    let rtt = session.connection().rtt().min(first);
     Ok((session, rtt))
 }
 
