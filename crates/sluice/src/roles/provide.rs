@@ -393,6 +393,12 @@ async fn serve_session(shared: Arc<Shared>, session: Session) {
             if let Some(lie) = error.downcast_ref::<Lie>() {
                 shared.report.tell(&Report::Lie { peer, what: lie.to_string() });
             }
+            // Whoever parts in peace before there were terms has measured how far this is.
+            let reason = session.connection().close_reason();
+            if matches!(reason, Some(quinn::ConnectionError::ApplicationClosed(c)) if c.error_code == code::OK.into())
+            {
+                return;
+            }
             let reason = format!("no terms: {error:#}");
             shared.report.tell(&Report::SessionEnded { peer, reason });
             return;
