@@ -178,6 +178,9 @@ impl Home {
         let mesh = Meshed::start(&who.identity, hidden(&bootstrap), None).await?;
         let asked = mesh.on_ask();
         mesh.mesh().subscribe(&topic()).await?;
+        // Who asks before it knows anybody finds nobody.
+        let met = async || mesh.mesh().status().await.is_some_and(|status| status.peers > 0);
+        wait(|| "a peer".to_owned(), met).await?;
         Ok(Tenant { who, mesh, asked })
     }
 
