@@ -25,7 +25,10 @@ const EVENTS: usize = 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum MeshError {
     /// An address to listen on cannot be had.
-    #[error("the mesh cannot listen on {address}: {error}")]
+    #[error(
+        "the mesh cannot listen on {address}: {}; give it another port with --mesh",
+        reason(error)
+    )]
     Listen {
         /// The address.
         address: Multiaddr,
@@ -35,6 +38,14 @@ pub enum MeshError {
     /// The system refuses something else.
     #[error("the mesh cannot {0}: {1}")]
     System(&'static str, #[source] io::Error),
+}
+
+/// libp2p's own text leaves out what the system said.
+fn reason(error: &TransportError<io::Error>) -> String {
+    match error {
+        TransportError::MultiaddrNotSupported(_) => "no transport for such an address".to_owned(),
+        TransportError::Other(error) => error.to_string(),
+    }
 }
 
 /// Why a record was not published.

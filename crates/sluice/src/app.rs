@@ -502,14 +502,15 @@ async fn run_relay(config: &Config, json: bool) -> Result<()> {
 }
 
 /// The mesh of a relay: anybody may reach it, so it serves the DHT and carries circuits. Unless it is
-/// told, it listens on the port after that of the data socket.
+/// told, it listens on the second port after that of the data socket; the first answers those who ask
+/// how they are seen.
 async fn start_relay_mesh(
     config: &Config,
     identity: &Identity,
     local: std::net::SocketAddr,
     dir: &Path,
 ) -> Result<Meshed> {
-    let next = || std::net::SocketAddr::new(local.ip(), local.port().checked_add(1).unwrap_or(0));
+    let next = || std::net::SocketAddr::new(local.ip(), local.port().checked_add(2).unwrap_or(0));
     let listen = config.mesh.listen.unwrap_or_else(next);
     let elsewhere = config.mesh.public_addr;
     let options = MeshOptions {

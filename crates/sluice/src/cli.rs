@@ -128,7 +128,7 @@ pub struct DemoArgs {
 /// A role's mesh.
 #[derive(Debug, Clone, Default, Args)]
 pub struct MeshArgs {
-    /// Address and port, UDP and TCP, at which the mesh listens [default: a relay, the port after that of
+    /// Address and port, UDP and TCP, at which the mesh listens [default: a relay, two above the port of
     /// `--bind`; others a free one].
     #[arg(long = "mesh", value_name = "IP:PORT")]
     pub listen: Option<SocketAddr>,

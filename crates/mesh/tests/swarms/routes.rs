@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use sluice_mesh::{
-    CONTROL_MAX, FindError, MeshConfig, MeshEvent, MeshLimits, Multiaddr, RequestError,
+    CONTROL_MAX, FindError, Mesh, MeshConfig, MeshEvent, MeshLimits, Multiaddr, RequestError,
 };
 
 use crate::rig::{Node, content, hidden, peer, public, start, until};
@@ -92,4 +92,20 @@ async fn a_peer_that_is_shut_out_stays_out() {
     until(async || (first.status().await.peers == 0).then_some(())).await;
     until(async || (first.status().await.counts.connections_refused >= 1).then_some(())).await;
     assert_eq!(first.status().await.peers, 0);
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("its address").port();
+    let address = format!("/ip4/127.0.0.1/tcp/{port}");
+    let listen = vec![address.parse().expect("an address")];
+    let Err(error) = Mesh::start(MeshConfig { listen, ..hidden(1) }) else {
+        panic!("it listens twice")
+    };
+    let text = error.to_string();
+    assert!(
+        text.contains(&address) && text.contains("in use") && text.contains("--mesh"),
+        "{text}"
+    );
 }
