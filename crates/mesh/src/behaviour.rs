@@ -5,6 +5,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
 use libp2p::core::muxing::StreamMuxerBox;
+use libp2p::core::transport::timeout::TransportTimeout;
 use libp2p::core::transport::{Boxed, OrTransport, global_only, upgrade};
 use libp2p::kad::StoreInserts;
 use libp2p::swarm::NetworkBehaviour;
@@ -46,6 +47,8 @@ const KAD_PACKET_MAX: usize = 32 * 1024;
 /// A connection that nobody uses closes after this: long enough for the next question, short enough
 /// to leave a router's table alone.
 const IDLE: Duration = Duration::from_secs(60);
+/// Whoever connects and then says nothing is given up after this: it takes a place of those under way.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A request is given up after this: a circuit has to be opened within it.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// Requests of one connection that are served at once.
@@ -117,7 +120,7 @@ fn direct_transport(config: &MeshConfig) -> Result<Boxed<(PeerId, StreamMuxerBox
     let allowed = if config.private { both } else { global_only::Transport::new(both).boxed() };
     let resolved = dns::tokio::Transport::system(allowed)
         .map_err(|e| MeshError::System("read the DNS resolver's settings", e))?;
-    Ok(resolved.boxed())
+    Ok(TransportTimeout::new(resolved, HANDSHAKE).boxed())
 }
 
 fn behaviour(
@@ -127,7 +130,9 @@ fn behaviour(
 ) -> Result<Behaviour, MeshError> {
     let limits = &config.limits;
     let identify = identify::Config::new(IDENTIFY_VERSION.to_owned(), config.key.public())
-        .with_agent_version(concat!("sluice/", env!("CARGO_PKG_VERSION")).to_owned());
+        .with_agent_version(concat!("sluice/", env!("CARGO_PKG_VERSION")).to_owned())
+        // Which networks a home has is nobody's business.
+        .with_hide_listen_addrs(!config.private);
     let lan = config.mdns.then(|| mdns::tokio::Behaviour::new(mdns::Config::default(), own));
     let lan = lan.transpose().map_err(|e| MeshError::System("open a socket for mDNS", e))?;
     let requests = request_response::Config::default()

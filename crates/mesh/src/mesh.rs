@@ -44,7 +44,13 @@ pub enum MeshError {
 fn reason(error: &TransportError<io::Error>) -> String {
     match error {
         TransportError::MultiaddrNotSupported(_) => "no transport for such an address".to_owned(),
-        TransportError::Other(error) => error.to_string(),
+        TransportError::Other(error) => {
+            let mut cause: &dyn std::error::Error = error;
+            while let Some(deeper) = cause.source() {
+                cause = deeper;
+            }
+            cause.to_string()
+        }
     }
 }
 

@@ -468,13 +468,15 @@ impl Inner {
         relay: RelayAddr,
         events: Option<mpsc::Sender<LinkEvent>>,
     ) -> RelayLink {
-        let shared = self.links().into_iter().find(|l| l.relay().is_same(&relay));
+        // Locked until it is there: of two links to one relay neither would live.
+        let mut links = self.links.lock();
+        links.retain(|l| l.strong_count() > 0);
+        let known = links.iter().filter_map(std::sync::Weak::upgrade).map(RelayLink);
+        let shared = known.into_iter().find(|l| l.relay().is_same(&relay));
         if let Some(shared) = shared.filter(|_| events.is_none()) {
             return shared;
         }
         let link = link::start(self.clone(), relay, events);
-        let mut links = self.links.lock();
-        links.retain(|l| l.strong_count() > 0);
         links.push(Arc::downgrade(&link.0));
         link
     }

@@ -3,11 +3,13 @@
 #[path = "support/lab.rs"]
 mod lab;
 
+use std::net::SocketAddr;
+
 use lab::{
     Fast, Party, Wire, allow_direct, carry, go_direct, noise, on_path, relay_addr, session, soon,
     start_relay, start_relay_at, until, works,
 };
-use sluice_proto::Invite;
+use sluice_proto::{Invite, RelayAddr};
 use sluice_transport::{AcceptPolicy, Clock, ConnectError, LinkState, PathKind};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -243,4 +245,29 @@ async fn a_link_to_a_relay_that_there_is_already_is_shared() {
     }
     works(&ours, &theirs).await;
     assert_eq!(relay.stats().legs, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn links_to_one_relay_that_are_begun_at_once_are_one() {
+    let relay = start_relay().await;
+    let address = relay_addr(&relay);
+    let tenant = Party::tenant(address).await;
+    let (node, runtime) = (&tenant.node, tokio::runtime::Handle::current());
+    for round in 1..=50 {
+        // Another address of the same relay is another link.
+        let other = RelayAddr::new(address.peer, SocketAddr::new([127, 0, 0, round].into(), 9));
+        let begin = std::sync::Barrier::new(4);
+        let links = std::thread::scope(|scope| {
+            let each = || {
+                let _entered = runtime.enter();
+                begin.wait();
+                node.link(other, None)
+            };
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(each)).collect();
+            threads.into_iter().map(|t| t.join().expect("a link")).collect::<Vec<_>>()
+        });
+        let first = links[0].state();
+        let is_one = links.iter().all(|link| link.state().same_channel(&first));
+        assert!(is_one, "two links in round {round}");
+    }
 }

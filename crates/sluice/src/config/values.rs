@@ -500,7 +500,7 @@ fn parse_tcp_port(text: &str) -> Result<NonZeroU16, ValueError> {
     }
 }
 
-/// Parses an address of the mesh to begin with: `/ip4/192.0.2.1/udp/4434/quic-v1/p2p/<peer id>` as
+/// Parses an address of the mesh to begin with: `/ip4/192.0.2.1/udp/4435/quic-v1/p2p/<peer id>` as
 /// `sluice relay` prints it, or a name, `/dnsaddr/example.org`.
 ///
 /// # Errors
@@ -511,7 +511,7 @@ pub fn parse_bootstrap(text: &str) -> Result<Multiaddr, ValueError> {
         Ok(address) if HOSTS.iter().any(|host| text.starts_with(host)) => Ok(address),
         Ok(_) | Err(_) => wrong(format!(
             "{text:?} is not an address of the mesh: copy what `sluice relay` prints, such as \
-             /ip4/192.0.2.1/udp/4434/quic-v1/p2p/<peer id>, or write /dnsaddr/<name>"
+             /ip4/192.0.2.1/udp/4435/quic-v1/p2p/<peer id>, or write /dnsaddr/<name>"
         )),
     }
 }

@@ -109,7 +109,11 @@ impl Host {
         kept: impl Fn(LeaseId) -> Option<VoucherRecord>,
     ) -> Result<Agreed> {
         let accepted = tokio::time::timeout(ANSWER, conn.connection().accept_bi());
-        let (send, receive) = accepted.await.context("the tenant did not say hello")??;
+        let accepted = accepted.await.context("the tenant did not say hello");
+        let accepted = accepted.and_then(|accepted| accepted.context("the session ended at once"));
+        // Else it would stand, with nobody to serve it.
+        let (send, receive) =
+            accepted.inspect_err(|_| conn.close(code::PROTOCOL, "no hello in time"))?;
         let mut control = Control::new(send, receive);
         match self.negotiate(conn, &mut control, now, kept).await {
             Ok(agreed) => Ok(Agreed { control, ..agreed }),

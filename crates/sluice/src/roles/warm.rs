@@ -55,7 +55,7 @@ impl WarmRelays {
         if self.ends.load(Relaxed) {
             return;
         }
-        if held.iter().any(|h| h.relay == relay) {
+        if held.iter().any(|h| h.relay.is_same(&relay)) {
             self.mark(relay, false);
             return;
         }
@@ -77,14 +77,14 @@ impl WarmRelays {
 
     fn mark(&self, relay: RelayAddr, leaves: bool) {
         self.standings.send_if_modified(|all| {
-            let stand = all.iter_mut().find(|stand| stand.relay == relay);
+            let stand = all.iter_mut().find(|stand| stand.relay.is_same(&relay));
             stand.is_some_and(|s| std::mem::replace(&mut s.leaves, leaves) != leaves)
         });
     }
 
     /// Prefers relays in this order.
     pub(crate) fn prefer(&self, order: &[RelayAddr]) {
-        let place = |stand: &Stand| order.iter().position(|r| *r == stand.relay);
+        let place = |stand: &Stand| order.iter().position(|r| r.is_same(&stand.relay));
         self.standings.send_if_modified(|all| {
             let before = all.clone();
             all.sort_by_key(|stand| place(stand).unwrap_or(order.len()));
@@ -101,18 +101,18 @@ impl WarmRelays {
     /// Flows that are open through a relay.
     pub(crate) fn flows(&self, relay: RelayAddr) -> usize {
         let held = self.held.lock();
-        held.iter().find(|h| h.relay == relay).map_or(0, |h| h.flows.load(Relaxed))
+        held.iter().find(|h| h.relay.is_same(&relay)).map_or(0, |h| h.flows.load(Relaxed))
     }
 
     /// Round trip of the control connection, if it stands.
     pub(crate) fn rtt(&self, relay: RelayAddr) -> Option<Duration> {
         let held = self.held.lock();
-        held.iter().find(|h| h.relay == relay).and_then(|h| h.link.rtt())
+        held.iter().find(|h| h.relay.is_same(&relay)).and_then(|h| h.link.rtt())
     }
 
     /// Pays what a relay claims, and gives its reservation up.
     pub(crate) async fn close(&self, relay: RelayAddr) {
-        let ask = self.held.lock().iter().find(|h| h.relay == relay).map(|h| h.ask.clone());
+        let ask = self.held.lock().iter().find(|h| h.relay.is_same(&relay)).map(|h| h.ask.clone());
         if let Some(ask) = ask.flatten() {
             settle(&ask).await;
         }

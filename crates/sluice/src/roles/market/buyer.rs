@@ -19,11 +19,11 @@ use sluice_ledger::Ledger;
 use sluice_market::{
     Moment, Offers, Tenant, TenantEvent, TenantPolicy, TenantTransmit, Want, noise_public,
 };
-use sluice_mesh::{GossipError, OwnRecord, PublishError};
+use sluice_mesh::{GossipError, OwnRecord, PublishError, is_public_ip};
 use sluice_proto::ask::{Answer, Ask, AskRefusal, orders_topic};
 use sluice_proto::market::{Lease, OrderId, SignedLease};
 use sluice_proto::wire::code;
-use sluice_proto::{Amount, PeerId, Price, ServiceName, Ticket};
+use sluice_proto::{Amount, PeerId, Price, RelayAddr, ServiceName, Ticket};
 use sluice_transport::{
     AcceptPolicy, Clock, NatOptions, Network, Node, NodeConfig, NoiseKeys, Random, Session,
 };
@@ -54,6 +54,9 @@ const RECORD_LIFE: Duration = Duration::from_secs(900);
 /// acknowledgements.
 const SETTLE_MIN: Duration = Duration::from_millis(10);
 const SETTLE_MAX: Duration = Duration::from_millis(250);
+
+/// Relays of a bidder that are tried.
+const RELAYS_TRIED: usize = 2;
 
 /// What a buyer is told.
 #[derive(Debug, Clone)]
@@ -401,9 +404,9 @@ impl Buyer {
             let Some(event) = self.tenant.poll_event() else { return Ok(None) };
             match event {
                 TenantEvent::Measure { order, peer, ticket } => {
-                    let node = self.node.clone();
+                    let (node, private) = (self.node.clone(), self.options.mesh.is_private());
                     self.tasks.spawn(async move {
-                        let reached = measure(&node, &ticket).await;
+                        let reached = measure(&node, &ticket, private).await;
                         let reached = reached.inspect_err(|error| {
                             tracing::debug!(%peer, "not measured: {error:#}");
                         });
@@ -497,8 +500,18 @@ impl Buyer {
         };
         let session = self.sessions.remove(&terms.provider);
         let (node, clock) = (self.node.clone(), self.clock.clone());
-        let task =
-            async move { Done::Proven(serve_once(node, clock, guest, session, &terms).await) };
+        let private = options.mesh.is_private();
+        let task = async move {
+            let session = session.filter(|s| s.connection().close_reason().is_none());
+            let session = match session {
+                Some(session) => Ok(session),
+                None => open(&node, &terms.ticket(), private).await,
+            };
+            Done::Proven(match session {
+                Ok(session) => serve_once(clock, guest, session, &terms).await,
+                Err(error) => Err(error),
+            })
+        };
         self.proving = Some((self.tasks.spawn(task), lease));
         Ok(())
     }
@@ -537,31 +550,26 @@ fn moment(clock: &Clock) -> Moment {
 
 /// Opens a session to a bidder through its relays, and tells how far it is: QUIC's round trip, once what
 /// follows the handshake, which is slowed by its signatures, has been acknowledged too.
-async fn measure(node: &Node, ticket: &Ticket) -> Result<(Session, Duration)> {
-    let session = open(node, ticket).await?;
+async fn measure(node: &Node, ticket: &Ticket, private: bool) -> Result<(Session, Duration)> {
+    let session = open(node, ticket, private).await?;
     let first = session.connection().rtt();
     node.clock().sleep((first * 2).clamp(SETTLE_MIN, SETTLE_MAX)).await;
     let rtt = session.connection().rtt().min(first);
     Ok((session, rtt))
 }
 
-async fn open(node: &Node, ticket: &Ticket) -> Result<Session> {
-    let links = ticket.relays.iter().map(|relay| node.link(*relay, None)).collect();
+/// Through at most two of the relays that it names; none of a private network, unless the mesh is one:
+/// a bid could name the tenant's own devices.
+async fn open(node: &Node, ticket: &Ticket, private: bool) -> Result<Session> {
+    let may = |relay: &&RelayAddr| private || is_public_ip(relay.addr.ip());
+    let usable = ticket.relays.iter().filter(may).take(RELAYS_TRIED);
+    let links: Vec<_> = usable.map(|relay| node.link(*relay, None)).collect();
+    ensure!(!links.is_empty(), "it names no relay with a public address");
     reach(node, ticket, links).await
 }
 
 /// Comes to terms under a lease, opening its channel, and parts; the gas of opening it.
-async fn serve_once(
-    node: Node,
-    clock: Clock,
-    guest: Guest,
-    session: Option<Session>,
-    lease: &Lease,
-) -> Result<u64> {
-    let session = match session.filter(|s| s.connection().close_reason().is_none()) {
-        Some(session) => session,
-        None => open(&node, &lease.ticket()).await?,
-    };
+async fn serve_once(clock: Clock, guest: Guest, session: Session, lease: &Lease) -> Result<u64> {
     let agreed = guest.agree(&session, clock.unix_time().as_secs()).await;
     let agreed = agreed.inspect_err(|_| session.close(code::OK, "no terms"))?;
     let missing = lease.services.iter().find(|s| !agreed.services.contains(&s.name));
