@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use prost::Message;
 use sluice::config::{
-    BitRate, ByteSize, ChainKind, Config, DirectPolicy, Expose, Finality, GasPrice, Map,
-    parse_duration, parse_relay, parse_rule,
+    BitRate, ByteSize, ChainKind, Config, DirectPolicy, Expose, Finality, GasPrice, Map, Score,
+    parse_bootstrap, parse_duration, parse_latency, parse_lease_duration, parse_peer, parse_relay,
+    parse_rule, parse_service, parse_volume,
 };
 use sluice::state::State;
 use sluice::wallet::Keystore;
@@ -57,10 +58,27 @@ const OF_FILES: &[(&str, usize, &str)] = &[
     ("crates/settlement/src/event.rs", 1, "contract_events"),
     ("crates/settlement/src/revert.rs", 5, "contract_reverts"),
     ("crates/sluice/src/commands/export.rs", 2, "crates/sluice/src/commands/export.rs::exports"),
+    (
+        "crates/sluice/src/commands/mesh.rs",
+        2,
+        "crates/sluice/src/commands/mesh.rs::what_a_role_knows",
+    ),
+    ("crates/sluice/src/commands/order.rs", 3, "crates/sluice/src/commands/order.rs::kept_bids"),
     ("crates/sluice/src/config.rs", 1, "configurations"),
+    ("crates/sluice/src/config/order.rs", 5, "values_of_the_configuration"),
     ("crates/sluice/src/config/read.rs", 1, "configurations"),
     ("crates/sluice/src/config/sections.rs", 1, "values_of_the_configuration"),
-    ("crates/sluice/src/config/values.rs", 14, "values_of_the_configuration"),
+    ("crates/sluice/src/config/values.rs", 15, "values_of_the_configuration"),
+    (
+        "crates/sluice/src/roles/market/bids.rs",
+        1,
+        "crates/sluice/src/roles/market/bids.rs::the_list_of_bids",
+    ),
+    (
+        "crates/sluice/src/roles/market/memory.rs",
+        1,
+        "crates/sluice/src/roles/market/memory.rs::what_is_known_of_providers",
+    ),
     ("crates/sluice/src/state.rs", 2, "crates/sluice/src/state.rs::keys"),
     ("crates/sluice/src/state/origin.rs", 2, "what_a_restored_node_remembers"),
     ("crates/sluice/src/wallet/keystore.rs", 4, "keystores"),
@@ -594,6 +612,9 @@ fn values_of_the_configuration() {
         "udp/dns=[::1]:53",
         "127.0.0.1:8080=web",
         "embedded",
+        "price=3,latency=1",
+        "80 ms",
+        "/ip4/192.0.2.1/udp/4435/quic-v1",
         "postgres://u:s3cret@127.0.0.1:6543/fleet?sslmode=disable",
     ];
     let relay = format!("{}@192.0.2.1:4433+tcp:443", peer().public().to_peer_id());
@@ -611,6 +632,13 @@ fn values_of_the_configuration() {
         let _ = text.parse::<Server>();
         let _ = parse_rule(&text);
         let _ = parse_duration(&text);
+        let _ = parse_bootstrap(&text);
+        let _ = parse_peer(&text);
+        let _ = parse_latency(&text);
+        let _ = parse_lease_duration(&text);
+        let _ = parse_volume(&text);
+        let _ = parse_service(&text);
+        let _ = text.parse::<Score>();
         if let Ok(relay) = parse_relay(&text) {
             assert_eq!(parse_relay(&relay.to_string()), Ok(relay));
         }

@@ -17,6 +17,8 @@ mod commands;
 pub mod config;
 pub mod demo;
 pub mod doctor;
+#[cfg(test)]
+mod fed;
 mod ledgers;
 mod right;
 pub mod roles;

@@ -307,27 +307,14 @@ fn fixed<const N: usize>(field: &str, text: &str) -> Result<[u8; N]> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+    use crate::fed::feed;
 
     #[test]
     fn exports() {
-        let seconds = std::env::var("SLUICE_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok());
         let genuine =
             format!(r#"{{"sluice_ledger":{VERSION},"channels":[],"leases":[],"transactions":[]}}"#);
         assert!(Export::read(&genuine).is_ok(), "the seed is not genuine");
-        let target = bolero::check!();
-        let target = match seconds.map(Duration::from_secs) {
-            Some(time) => target.with_test_time(time).with_iterations(usize::MAX),
-            None => target.with_iterations(2_000),
-        };
-        target.with_type::<(Vec<u8>, u16)>().for_each(|(noise, place)| {
-            let mut text = genuine.clone().into_bytes();
-            let at = usize::from(*place) % text.len();
-            text.splice(at..(at + noise.len() % 4).min(text.len()), noise.iter().copied());
-            let _ = Export::read(&String::from_utf8_lossy(&text));
-            let _ = Export::read(&String::from_utf8_lossy(noise));
-        });
+        feed!(genuine, |text: &str| drop(Export::read(text)));
     }
 }

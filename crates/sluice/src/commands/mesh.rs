@@ -274,3 +274,17 @@ fn nobody() -> Result<Identity> {
         recovery: Recovery::none(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fed::feed;
+
+    #[test]
+    fn what_a_role_knows() {
+        let genuine = serde_json::to_string(&Known::default()).expect("it can be written");
+        let dir = Path::new("role");
+        assert_eq!(parse(dir, &genuine).expect("the seed is genuine"), Known::default());
+        feed!(genuine, |text: &str| drop(parse(dir, text)));
+    }
+}

@@ -398,3 +398,18 @@ fn considered_text(all: &[Considered]) -> String {
     let rows: Vec<_> = std::iter::once(head).chain(all.iter().map(row)).collect();
     format!("\n{}", super::table(&rows))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fed::feed;
+
+    /// What is in it is fed where messages of the market are.
+    #[test]
+    fn kept_bids() {
+        let genuine = r#"{"order":"0801","bids":[{"bid":"0801","latency_us":5}]}"#;
+        let refused = parse_kept(genuine).expect_err("its bid is none");
+        assert!(refused.to_string().contains("bid"), "{refused}");
+        feed!(genuine.to_owned(), |text: &str| drop(parse_kept(text)));
+    }
+}

@@ -233,6 +233,15 @@ fn told(fate: Fate) -> (&'static str, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fed::feed;
+
+    #[test]
+    fn the_list_of_bids() {
+        let genuine = serde_json::to_string(&Bids::default()).expect("it can be written");
+        let parse = |text: &str| serde_json::from_str::<Bids>(text);
+        assert!(parse(&genuine).is_ok(), "the seed is not genuine");
+        feed!(genuine, |text: &str| drop(parse(text)));
+    }
 
     #[test]
     fn a_month_is_that_of_the_homes_own_clock() {

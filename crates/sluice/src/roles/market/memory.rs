@@ -43,3 +43,17 @@ fn experience(line: &str) -> Option<Experience> {
         at_unix_ms: value["at_unix_ms"].as_u64()?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fed::feed;
+
+    #[test]
+    fn what_is_known_of_providers() {
+        let peer = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
+        let genuine = format!(r#"{{"peer":"{peer}","good":1000,"bad":0,"at_unix_ms":7}}"#);
+        assert!(experience(&genuine).is_some(), "the seed is not genuine");
+        feed!(genuine, |text: &str| drop(experience(text)));
+    }
+}
