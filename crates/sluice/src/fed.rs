@@ -15,8 +15,8 @@ macro_rules! feed {
             let mut text = genuine.clone().into_bytes();
             let at = usize::from(*place) % text.len();
             text.splice(at..(at + noise.len() % 4).min(text.len()), noise.iter().copied());
-            $read(&String::from_utf8_lossy(&text));
-            $read(&String::from_utf8_lossy(noise));
+            let _ = $read(&String::from_utf8_lossy(&text));
+            let _ = $read(&String::from_utf8_lossy(noise));
         });
     }};
 }

@@ -54,6 +54,6 @@ mod tests {
         let peer = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
         let genuine = format!(r#"{{"peer":"{peer}","good":1000,"bad":0,"at_unix_ms":7}}"#);
         assert!(experience(&genuine).is_some(), "the seed is not genuine");
-        feed!(genuine, |text: &str| drop(experience(text)));
+        feed!(genuine, |text: &str| experience(text).is_some());
     }
 }
