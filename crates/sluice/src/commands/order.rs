@@ -408,8 +408,8 @@ mod tests {
     #[test]
     fn kept_bids() {
         let genuine = r#"{"order":"0801","bids":[{"bid":"0801","latency_us":5}]}"#;
-        let refused = parse_kept(genuine).expect_err("its bid is none");
-        assert!(refused.to_string().contains("bid"), "{refused}");
+        let refused = parse_kept(genuine).expect_err("its order is none");
+        assert!(refused.to_string().starts_with("order: "), "{refused}");
         feed!(genuine.to_owned(), |text: &str| drop(parse_kept(text)));
     }
 }
